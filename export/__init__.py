@@ -1,0 +1,1 @@
+"""Checkpoint to graph: declares the model in ONNX and streams its weights into an artifact."""

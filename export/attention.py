@@ -1,0 +1,115 @@
+"""Grouped-query attention with per-head RMSNorm of queries and keys, rotary positions and a KV cache."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnxscript import OpBuilder, nn
+
+from ..config import LfmConfig
+from .graph_context import GraphContext, GroupQueryInputs, MaskedAttentionInputs
+from .modules import Linear, RMSNorm
+
+
+class Attention(nn.Module):
+    """softmax(rope(norm(q)) rope(norm(k))^T / sqrt(head_dim) + mask) v, then the output projection.
+
+    Cache: [batch, kv_heads, columns, head_dim] for keys (after norm and rotation) and values.
+    """
+
+    def __init__(self, config: LfmConfig, dtype: ir.DataType) -> None:
+        super().__init__()
+        width = config.num_attention_heads * config.head_dim
+        self.config = config
+        self.q_proj = Linear(config.hidden_size, width, dtype=dtype)
+        self.k_proj = Linear(config.hidden_size, config.kv_dim, dtype=dtype)
+        self.v_proj = Linear(config.hidden_size, config.kv_dim, dtype=dtype)
+        self.out_proj = Linear(width, config.hidden_size, dtype=dtype)
+        self.q_layernorm = RMSNorm(config.head_dim, config.norm_eps)
+        self.k_layernorm = RMSNorm(config.head_dim, config.norm_eps)
+
+    def forward(
+        self, op: OpBuilder, x: ir.Value, context: GraphContext, past_key: ir.Value, past_value: ir.Value
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """x [B*S, hidden] → (output [B*S, hidden], present key, present value)."""
+        config = self.config
+        heads, kv_heads, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        query = self.q_layernorm(op, context.by_row(op, self.q_proj(op, x), heads, size))
+        key = self.k_layernorm(op, context.by_row(op, self.k_proj(op, x), kv_heads, size))
+        value = self.v_proj(op, x)
+        if isinstance(context.attention, GroupQueryInputs):
+            attended, present_key, present_value = self._group_query(op, context, query, key, value, past_key, past_value)
+        else:
+            assert isinstance(context.attention, MaskedAttentionInputs)
+            attended, present_key, present_value = self._masked(op, context, query, key, value, past_key, past_value)
+        return self.out_proj(op, op.Reshape(attended, [-1, heads * size])), present_key, present_value
+
+    def _group_query(
+        self,
+        op: OpBuilder,
+        context: GraphContext,
+        query: ir.Value,
+        key: ir.Value,
+        value: ir.Value,
+        past_key: ir.Value,
+        past_value: ir.Value,
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        shared = context.attention
+        assert context.contrib is not None and isinstance(shared, GroupQueryInputs)
+        config = self.config
+        return context.contrib.GroupQueryAttention(
+            op.Reshape(query, [0, 0, -1]),
+            op.Reshape(key, [0, 0, -1]),
+            context.by_row(op, value, config.kv_dim),
+            past_key,
+            past_value,
+            shared.last_position,
+            shared.total_length,
+            shared.cos,
+            shared.sin,
+            num_heads=config.num_attention_heads,
+            kv_num_heads=config.num_key_value_heads,
+            scale=config.head_dim**-0.5,
+            do_rotary=1,
+            rotary_interleaved=0,
+            _outputs=3,
+        )
+
+    def _masked(
+        self,
+        op: OpBuilder,
+        context: GraphContext,
+        query: ir.Value,
+        key: ir.Value,
+        value: ir.Value,
+        past_key: ir.Value,
+        past_value: ir.Value,
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        shared = context.attention
+        assert isinstance(shared, MaskedAttentionInputs)
+        config = self.config
+        kv_heads, size = config.num_key_value_heads, config.head_dim
+        group = config.num_attention_heads // kv_heads
+        query = op.Transpose(_rotate(op, query, shared), perm=[0, 2, 1, 3])
+        present_key = op.Concat(past_key, op.Transpose(_rotate(op, key, shared), perm=[0, 2, 1, 3]), axis=2)
+        new_value = op.Transpose(context.by_row(op, value, kv_heads, size), perm=[0, 2, 1, 3])
+        present_value = op.Concat(past_value, new_value, axis=2)
+
+        # The queries that share a KV head stand below one another, so that K and V are never repeated.
+        batch = op.Gather(context.batch_and_sequence, [0], axis=0)
+        stacked = op.Reshape(query, op.Concat(batch, [kv_heads, -1, size], axis=0))
+        scores = op.MatMul(op.Mul(stacked, size**-0.5), op.Transpose(present_key, perm=[0, 1, 3, 2]))
+        by_query = op.Concat(batch, [kv_heads, group], op.Unsqueeze(context.sequence, [0]), [-1], axis=0)
+        weights = op.Softmax(op.Add(op.Reshape(scores, by_query), shared.bias), axis=-1)
+        attended = op.MatMul(op.Reshape(weights, op.Shape(scores)), present_value)
+        by_head = op.Concat(batch, [config.num_attention_heads, -1, size], axis=0)
+        return op.Transpose(op.Reshape(attended, by_head), perm=[0, 2, 1, 3]), present_key, present_value
+
+
+def _rotate(op: OpBuilder, x: ir.Value, shared: MaskedAttentionInputs) -> ir.Value:
+    """Rotate-half form: (x1, x2) → (x1 cos - x2 sin, x2 cos + x1 sin); x [B, S, heads, head_dim]."""
+    first, second = op.Split(x, axis=-1, num_outputs=2, _outputs=2)
+    return op.Concat(
+        op.Sub(op.Mul(first, shared.cos), op.Mul(second, shared.sin)),
+        op.Add(op.Mul(second, shared.cos), op.Mul(first, shared.sin)),
+        axis=-1,
+    )

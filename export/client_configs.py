@@ -1,0 +1,155 @@
+"""The configuration files beside a graph by which onnxruntime-genai, transformers.js and transformers load it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import Checkpoint
+from ..config import LfmConfig
+from ..errors import TokenizerError
+from ..quantize.precision import Precision
+from ..strict_json import parse_json
+from .ops import BodyStyle
+
+GENAI_MAX_LENGTH = 4096
+"""Tokens that genai reserves a KV cache for unless the app asks for more: a phone does not hold the full context's."""
+
+_GENERATION_DEFAULTS = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+
+def require_tokenizer(checkpoint: Checkpoint) -> None:
+    """TokenizerError unless the checkpoint holds a tokenizer.json that is a JSON object."""
+    path = checkpoint.folder / "tokenizer.json"
+    if not path.is_file():
+        raise TokenizerError(
+            f"{checkpoint.folder} has no tokenizer.json; copy the model's tokenizer files there, or export the graph "
+            "alone with --no-tokenizer"
+        )
+    _read_object(path)
+
+
+def write_client_files(
+    folder: Path,
+    checkpoint: Checkpoint,
+    precision: Precision,
+    data_files: int,
+    style: BodyStyle,
+    context_length: int,
+) -> list[str]:
+    """Write config, tokenizer and client files into ``folder``; the names written, relative to it."""
+    generation = _generation_config(checkpoint)
+    documents: dict[str, Any] = {
+        "config.json": {
+            **checkpoint.raw_config,
+            "transformers.js_config": {
+                "dtype": precision.name,
+                "use_external_data_format": {precision.model_file: data_files},
+            },
+        },
+        "generation_config.json": generation,
+        "genai_config.json": genai_config(checkpoint.config, precision, style, context_length, generation),
+    }
+    template = _chat_template(checkpoint.folder)
+    for path in checkpoint.tokenizer_files():
+        if path.name in documents:
+            continue
+        if path.name == "tokenizer_config.json":
+            documents[path.name] = _tokenizer_config(_read_object(path), template)
+        else:
+            shutil.copyfile(path, folder / path.name)
+    if (folder / "tokenizer.json").is_file() and "tokenizer_config.json" not in documents:
+        documents["tokenizer_config.json"] = _tokenizer_config({}, template)
+    for name, content in documents.items():
+        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    return sorted(path.name for path in folder.iterdir() if path.is_file())
+
+
+def genai_config(
+    config: LfmConfig, precision: Precision, style: BodyStyle, context_length: int, generation: dict[str, Any]
+) -> dict[str, Any]:
+    """onnxruntime-genai's configuration; it refuses keys that it does not know."""
+    eos = list(config.eos_token_ids)
+    search = {name: generation[name] for name in _GENERATION_DEFAULTS if name in generation and name != "min_p"}
+    search["max_length"] = min(context_length, GENAI_MAX_LENGTH)
+    # GroupQueryAttention writes into its past; Concat makes a new, longer cache.
+    search["past_present_share_buffer"] = style is BodyStyle.CUSTOM and bool(config.attention_layers)
+    return {
+        "model": {
+            "type": "lfm2",
+            "bos_token_id": config.bos_token_id if config.bos_token_id is not None else 0,
+            "eos_token_id": eos[0] if len(eos) == 1 else eos,
+            "pad_token_id": config.pad_token_id if config.pad_token_id is not None else 0,
+            "context_length": context_length,
+            "vocab_size": config.vocab_size,
+            "decoder": {
+                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+                "filename": f"onnx/{precision.model_file}",
+                "head_size": config.head_dim,
+                "hidden_size": config.hidden_size,
+                "num_attention_heads": config.num_attention_heads,
+                "num_key_value_heads": config.num_key_value_heads,
+                "num_hidden_layers": config.num_hidden_layers,
+                "layer_types": list(config.layer_types),
+                "inputs": {
+                    "input_ids": "input_ids",
+                    "attention_mask": "attention_mask",
+                    "past_key_names": "past_key_values.%d.key",
+                    "past_value_names": "past_key_values.%d.value",
+                    "past_conv_names": "past_conv.%d",
+                },
+                "outputs": {
+                    "logits": "logits",
+                    "present_key_names": "present.%d.key",
+                    "present_value_names": "present.%d.value",
+                    "present_conv_names": "present_conv.%d",
+                },
+            },
+        },
+        "search": search,
+    }
+
+
+def _generation_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    path = checkpoint.folder / "generation_config.json"
+    if path.is_file():
+        return _read_object(path)
+    config = checkpoint.config
+    return {
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": list(config.eos_token_ids),
+        "pad_token_id": config.pad_token_id,
+    }
+
+
+def _chat_template(folder: Path) -> str | None:
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    settings = folder / "tokenizer_config.json"
+    template = _read_object(settings).get("chat_template") if settings.is_file() else None
+    if isinstance(template, list):  # several named templates: the one called "default" is the model's
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _tokenizer_config(settings: dict[str, Any], template: str | None) -> dict[str, Any]:
+    settings = {**settings, "tokenizer_class": "PreTrainedTokenizerFast"}
+    if template is not None:
+        settings["chat_template"] = template
+    return settings
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise TokenizerError(f"{path}: {error}") from None
+    if not isinstance(content, dict):
+        raise TokenizerError(f"{path} does not hold a JSON object")
+    return content

@@ -1,0 +1,118 @@
+"""External weights: which tensor lies where in which file, and writing one file in a single pass."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from .weights import WeightTensor
+
+PAGE = 4096
+"""Alignment of large tensors, so that a memory-mapped one starts on a page; small ones take a cache line."""
+
+CACHE_LINE = 64
+LARGE_TENSOR = 64 << 10
+
+MAX_FILE_BYTES = 1_900_000_000
+"""Size at which the next file begins: browsers cannot hold a file of 2 GiB in one buffer."""
+
+_QUEUED_CHUNKS = 3
+
+
+@dataclass(frozen=True)
+class PlacedTensor:
+    """A tensor and its byte offset in its file."""
+
+    tensor: WeightTensor
+    offset: int
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One file of external weights: its tensors in order of their offsets."""
+
+    name: str
+    tensors: tuple[PlacedTensor, ...]
+
+    @property
+    def nbytes(self) -> int:
+        last = self.tensors[-1]
+        return last.offset + last.tensor.nbytes
+
+
+def plan_data_files(
+    tensors: Iterable[WeightTensor], file_name: Callable[[int], str], max_bytes: int = MAX_FILE_BYTES
+) -> list[DataFile]:
+    """Lay the tensors out one after another, aligned, in files of at most ``max_bytes`` (a larger tensor: its own)."""
+    files: list[list[PlacedTensor]] = [[]]
+    end = 0
+    for tensor in tensors:
+        alignment = PAGE if tensor.nbytes >= LARGE_TENSOR else CACHE_LINE
+        offset = -(-end // alignment) * alignment
+        if files[-1] and offset + tensor.nbytes > max_bytes:
+            files.append([])
+            offset = 0
+        files[-1].append(PlacedTensor(tensor, offset))
+        end = offset + tensor.nbytes
+    return [DataFile(file_name(index), tuple(placed)) for index, placed in enumerate(files) if placed]
+
+
+def write_data_file(path: Path, file: DataFile, on_bytes: Callable[[int], None]) -> str:
+    """Write ``file`` to ``path``, durable on return, and give its SHA-256.
+
+    Converting runs in the caller's thread, hashing and writing in another; memory holds a few chunks at a time.
+    """
+    chunks: queue.Queue[npt.NDArray[np.generic] | bytes | None] = queue.Queue(_QUEUED_CHUNKS)
+    digest = hashlib.sha256()
+    failure: list[BaseException] = []
+
+    def drain() -> None:
+        try:
+            with path.open("wb", buffering=0) as out:
+                while (chunk := chunks.get()) is not None:
+                    view = memoryview(chunk).cast("B")
+                    digest.update(view)
+                    done = 0
+                    while done < len(view):
+                        done += out.write(view[done:])
+                os.fsync(out.fileno())
+        except BaseException as error:
+            failure.append(error)
+            while chunks.get() is not None:
+                pass
+
+    writer = threading.Thread(target=drain, name="weights-writer")
+    writer.start()
+    try:
+        for chunk in _file_chunks(file):
+            if failure:
+                break
+            chunks.put(chunk)
+            on_bytes(memoryview(chunk).nbytes)
+    finally:
+        chunks.put(None)
+        writer.join()
+    if failure:
+        raise failure[0]
+    return digest.hexdigest()
+
+
+def _file_chunks(file: DataFile) -> Iterator[npt.NDArray[np.generic] | bytes]:
+    end = 0
+    for placed in file.tensors:
+        if placed.offset > end:
+            yield bytes(placed.offset - end)
+        end = placed.offset
+        for chunk in placed.tensor.chunks():
+            if chunk.nbytes:
+                end += chunk.nbytes
+                yield np.ascontiguousarray(chunk).reshape(-1).view(np.uint8)
+        assert end == placed.offset + placed.tensor.nbytes, placed.tensor.name

@@ -1,0 +1,192 @@
+"""The whole model: embedding, decoder layers, final norm, LM head, and its inputs and outputs by their contract names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+from onnxscript import GraphBuilder, OpBuilder, nn
+
+from ..config import LfmConfig
+from .attention import Attention
+from .graph_context import GraphContext, declare_context
+from .logits_rows import rows_to_keep
+from .modules import MLP, AddRMSNorm, ShortConv, SparseMoE, linear
+from .ops import OPSET_VERSION, BodyStyle, gated_short_conv_function, sparse_moe_function
+
+FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
+IR_VERSION = 10
+"""The version that op set 21 came with."""
+
+
+@dataclass(frozen=True)
+class GraphOptions:
+    """What the caller chooses of a graph."""
+
+    style: BodyStyle
+    weight_dtype: ir.DataType
+    """float32 or float16: linear, expert and embedding weights. Norms, router and convolution kernels stay float32."""
+    context_length: int
+    """Positions that the graph can address."""
+
+
+class DecoderLayer(nn.Module):
+    """x += operator(operator_norm(x)); x += feed_forward(ffn_norm(x))."""
+
+    def __init__(self, config: LfmConfig, index: int, dtype: ir.DataType) -> None:
+        super().__init__()
+        self.index = index
+        self.is_conv = config.layer_types[index] == "conv"
+        self.operator_norm = AddRMSNorm(config.hidden_size, config.norm_eps)
+        if self.is_conv:
+            self.conv = ShortConv(config, dtype)
+        else:
+            self.self_attn = Attention(config, dtype)
+        self.ffn_norm = AddRMSNorm(config.hidden_size, config.norm_eps)
+        self.is_moe = config.is_moe_layer(index)
+        self.feed_forward: nn.Module = (
+            SparseMoE(config, dtype) if self.is_moe else MLP(config.hidden_size, config.ff_dim, dtype)
+        )
+
+    def forward(
+        self,
+        op: OpBuilder,
+        residual: ir.Value,
+        delta: ir.Value | None,
+        context: GraphContext,
+        past: tuple[ir.Value, ...],
+        functions: Functions,
+    ) -> tuple[ir.Value, ir.Value, tuple[ir.Value, ...], ir.Value]:
+        """(residual, delta, present states, the residual stream that entered): the layer's result is residual + delta.
+
+        The last addition is left to the next norm, which does both in one kernel.
+        """
+        entered, x = self.operator_norm(op, residual, delta, context)
+        present: tuple[ir.Value, ...]
+        if self.is_conv:
+            y, *states = self.conv(op, x, context, past[0], functions.gated_short_conv)
+        else:
+            y, *states = self.self_attn(op, x, context, *past)
+        present = tuple(states)
+        residual, x = self.ffn_norm(op, entered, y, context)
+        y = self.feed_forward(op, x, functions.sparse_moe) if self.is_moe else self.feed_forward(op, x)
+        return residual, y, present, entered
+
+
+@dataclass(frozen=True)
+class Functions:
+    """The model-local functions that the layers call."""
+
+    gated_short_conv: ir.Function
+    sparse_moe: ir.Function
+
+
+class Backbone(nn.Module):
+    """Embedding, layers and final norm; [B, S] token ids → [B*S, hidden]."""
+
+    def __init__(self, config: LfmConfig, dtype: ir.DataType) -> None:
+        super().__init__("model")
+        self.embed_tokens = nn.Parameter(
+            [config.vocab_size, config.hidden_size], dtype=dtype, name="embed_tokens.weight"
+        )
+        self.layers = nn.ModuleList([DecoderLayer(config, i, dtype) for i in range(config.num_hidden_layers)])
+        self.embedding_norm = AddRMSNorm(config.hidden_size, config.norm_eps)
+
+    def forward(
+        self, op: OpBuilder, context: GraphContext, pasts: list[tuple[ir.Value, ...]], functions: Functions
+    ) -> tuple[ir.Value, list[tuple[ir.Value, ...]]]:
+        embedded = op.Gather(self.embed_tokens, op.Reshape(context.input_ids, [-1]), axis=0)
+        residual = embedded if self.embed_tokens.dtype == FLOAT else op.Cast(embedded, to=FLOAT)
+        delta: ir.Value | None = None
+        presents = []
+        for layer, past in zip(self.layers, pasts, strict=True):
+            residual, delta, present, entered = layer(op, residual, delta, context, past, functions)
+            entered.name = f"hidden_states.{layer.index - 1}" if layer.index else "hidden_states.embed"
+            presents.append(present)
+        total, final = self.embedding_norm(op, residual, delta, context)
+        total.name, final.name = f"hidden_states.{len(pasts) - 1}", "hidden_states.final"
+        return final, presents
+
+
+class LfmForCausalLM(nn.Module):
+    """Backbone and LM head, tied or not; logits of the rows that ``num_logits_to_keep`` asks for."""
+
+    def __init__(self, config: LfmConfig, dtype: ir.DataType) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Backbone(config, dtype)
+        self.lm_head = (
+            None
+            if config.tie_word_embeddings
+            else nn.Parameter([config.vocab_size, config.hidden_size], dtype=dtype, name="lm_head.weight")
+        )
+
+    def forward(
+        self,
+        op: OpBuilder,
+        context: GraphContext,
+        pasts: list[tuple[ir.Value, ...]],
+        functions: Functions,
+        num_logits_to_keep: ir.Value,
+    ) -> tuple[ir.Value, list[tuple[ir.Value, ...]]]:
+        hidden, presents = self.model(op, context, pasts, functions)
+        rows = rows_to_keep(op, context, num_logits_to_keep)
+        kept = op.Reshape(op.Gather(hidden, rows, axis=0), [-1, self.config.hidden_size])
+        logits = linear(op, kept, self.lm_head if self.lm_head is not None else self.model.embed_tokens)
+        shape = op.Concat(op.Shape(rows), [self.config.vocab_size], axis=0)
+        return op.Reshape(logits, shape), presents
+
+
+def declare_model(config: LfmConfig, options: GraphOptions) -> ir.Model:
+    """The ONNX model of a checkpoint with this config; its weights are initializers without data.
+
+    Inputs and outputs: input_ids, attention_mask, past_key_values.{i}.key/.value and past_conv.{i} →
+    logits, present.{i}.key/.value, present_conv.{i}; ``num_logits_to_keep`` is an input with an initializer, 1.
+    """
+    style = options.style
+    imports = {**style.opset_imports(), "ai.liquid": 1}
+    graph = ir.Graph([], [], nodes=[], name="lfm", opset_imports=imports)
+    builder = GraphBuilder(graph)
+    op = builder.op
+
+    input_ids = builder.input("input_ids", INT64, ["batch_size", "sequence_length"])
+    mask = builder.input("attention_mask", INT64, ["batch_size", "total_sequence_length"])
+    pasts = [_past_inputs(builder, config, i) for i in range(config.num_hidden_layers)]
+    keep = builder.input(
+        "num_logits_to_keep", INT64, [], const_value=ir.tensor(1, dtype=INT64, name="num_logits_to_keep")
+    )
+    functions = Functions(
+        gated_short_conv_function(config.conv_L_cache, bias=config.conv_bias, style=style),
+        sparse_moe_function(style=style, weight_dtype=options.weight_dtype),
+    )
+    context = declare_context(op, config, style, options.context_length, input_ids, mask)
+    logits, presents = LfmForCausalLM(config, options.weight_dtype)(op, context, pasts, functions, keep)
+
+    logits.type, logits.shape = ir.TensorType(FLOAT), ir.Shape(["batch_size", 1, config.vocab_size])
+    builder.add_output(logits, "logits")
+    for index, present in enumerate(presents):
+        _present_outputs(builder, config, index, present)
+    return ir.Model(graph, ir_version=IR_VERSION, functions=list(builder.functions.values()))
+
+
+def _past_inputs(builder: GraphBuilder, config: LfmConfig, index: int) -> tuple[ir.Value, ...]:
+    if config.layer_types[index] == "conv":
+        shape = ["batch_size", config.hidden_size, config.conv_L_cache]
+        return (builder.input(f"past_conv.{index}", FLOAT, shape),)
+    kv_shape = ["batch_size", config.num_key_value_heads, "past_sequence_length", config.head_dim]
+    return tuple(builder.input(f"past_key_values.{index}.{part}", FLOAT, kv_shape) for part in ("key", "value"))
+
+
+def _present_outputs(builder: GraphBuilder, config: LfmConfig, index: int, present: tuple[ir.Value, ...]) -> None:
+    if config.layer_types[index] == "conv":
+        names = [f"present_conv.{index}"]
+        shape: list[str | int] = ["batch_size", config.hidden_size, config.conv_L_cache]
+    else:
+        names = [f"present.{index}.key", f"present.{index}.value"]
+        shape = ["batch_size", config.num_key_value_heads, "total_sequence_length", config.head_dim]
+    for name, value in zip(names, present, strict=True):
+        value.type, value.shape = ir.TensorType(FLOAT), ir.Shape(shape)
+        builder.add_output(value, name)
+
+
+__all__ = ["OPSET_VERSION", "GraphOptions", "declare_model"]

@@ -1,0 +1,154 @@
+"""lfm_manifest.json: where an artifact comes from, what is in it, and what it needs."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..artifact import MANIFEST_VERSION, file_digest, sample_digest
+from ..checkpoint import Checkpoint
+from ..config import CONFIG_NAME, LfmConfig
+from ..quantize.precision import Precision
+from .ops import OPSET_VERSION, BodyStyle
+from .weights import WeightTensor
+
+CONTEXT_STEPS = (1024, 4096, 16384, 32768, 131072)
+"""Context lengths that the manifest gives the memory of."""
+
+
+class SourceHash:
+    """SHA-256 of a checkpoint's weight files, taken in a thread of its own while the export reads them."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._paths = checkpoint.weight_files()
+        self._digests: dict[str, str] = {}
+        self._failure: OSError | None = None
+        self._thread = threading.Thread(target=self._run, name="source-hash", daemon=True)
+        self._thread.start()
+
+    def files(self) -> list[dict[str, Any]]:
+        """[{path, bytes, sha256}] of the weight files; waits for the thread."""
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+        return [
+            {"path": path.name, "bytes": path.stat().st_size, "sha256": self._digests[path.name]}
+            for path in self._paths
+        ]
+
+    def _run(self) -> None:
+        try:
+            for path in self._paths:
+                self._digests[path.name] = file_digest(path)
+        except OSError as error:
+            self._failure = error
+
+
+def state_bytes(config: LfmConfig, context_length: int) -> dict[str, int]:
+    """Bytes of the float32 states of one conversation: KV cache of ``context_length`` tokens, convolution states."""
+    kv = len(config.attention_layers) * 2 * config.kv_dim * context_length * 4
+    return {"kv_cache": kv, "conv": len(config.conv_layers) * config.hidden_size * config.conv_L_cache * 4}
+
+
+def describe_file(folder: Path, name: str, sha256: str | None = None) -> dict[str, Any]:
+    """A manifest entry of one file: path, bytes and digests (``sha256`` if it is known already)."""
+    path = folder / name
+    return {
+        "path": name,
+        "bytes": path.stat().st_size,
+        "sha256": sha256 or file_digest(path),
+        "sample_sha256": sample_digest(path),
+    }
+
+
+def identity(checkpoint: Checkpoint, precision: Precision, style: BodyStyle, context_length: int) -> dict[str, str]:
+    """What the .onnx file's metadata_props and the manifest both say of the model."""
+    return {
+        "lfm_onnx.version": __version__,
+        "lfm_onnx.source": Path(checkpoint.source).name if checkpoint.folder.name in checkpoint.source else checkpoint.source,
+        "lfm_onnx.config_sha256": config_sha256(checkpoint),
+        "lfm_onnx.model_type": checkpoint.config.model_type,
+        "lfm_onnx.precision": precision.name,
+        "lfm_onnx.ops": style.value,
+        "lfm_onnx.context_length": str(context_length),
+    }
+
+
+def config_sha256(checkpoint: Checkpoint) -> str:
+    """SHA-256 of the checkpoint's config.json as it stands in its folder."""
+    return file_digest(checkpoint.folder / CONFIG_NAME)
+
+
+def build_manifest(
+    checkpoint: Checkpoint,
+    precision: Precision,
+    style: BodyStyle,
+    context_length: int,
+    tensors: Iterable[WeightTensor],
+    source_files: list[dict[str, Any]],
+    model_files: list[dict[str, Any]],
+    other_files: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """The manifest of a folder with one variant."""
+    config = checkpoint.config
+    content = hashlib.sha256("".join(file["sha256"] for file in source_files).encode()).hexdigest()
+    names = identity(checkpoint, precision, style, context_length)
+    tensors = list(tensors)
+    steps = sorted({step for step in CONTEXT_STEPS if step < context_length} | {context_length})
+    return {
+        "manifest_version": MANIFEST_VERSION,
+        "generator": {"name": "lfm-onnx", "version": __version__},
+        "source": {
+            "checkpoint": names["lfm_onnx.source"],
+            "content_sha256": content,
+            "config_sha256": names["lfm_onnx.config_sha256"],
+            "files": source_files,
+        },
+        "model": {
+            "model_type": config.model_type,
+            "parameters": parameter_count(checkpoint),
+            "layer_types": list(config.layer_types),
+            "context_length": context_length,
+        },
+        "variants": {
+            precision.name: {
+                "model": f"onnx/{precision.model_file}",
+                "ops": style.value,
+                "opset": OPSET_VERSION,
+                "precision": precision_by_kind(tensors),
+                "weight_bytes": sum(tensor.nbytes for tensor in tensors),
+                "files": [file["path"] for file in model_files],
+            }
+        },
+        "memory_bytes_by_context": {str(step): state_bytes(config, step) for step in steps},
+        "tools": {
+            name: importlib.metadata.version(name) for name in ("onnx", "onnx_ir", "onnxscript", "numpy", "onnxruntime")
+        },
+        "files": model_files + other_files,
+    }
+
+
+def parameter_count(checkpoint: Checkpoint) -> int:
+    """Elements of all tensors of the checkpoint; a tied head counts once."""
+    total = 0
+    for name in checkpoint.names():
+        count = 1
+        for size in checkpoint.shape(name):
+            count *= size
+        total += count
+    return total
+
+
+def precision_by_kind(tensors: Iterable[WeightTensor]) -> dict[str, dict[str, Any]]:
+    """Per tensor class: its dtype, number of tensors and bytes."""
+    kinds: dict[str, dict[str, Any]] = {}
+    for tensor in tensors:
+        entry = kinds.setdefault(tensor.kind, {"dtype": tensor.dtype.name, "tensors": 0, "bytes": 0})
+        entry["tensors"] += 1
+        entry["bytes"] += tensor.nbytes
+    return kinds

@@ -1,0 +1,20 @@
+"""The custom ops of domain ``ai.liquid``, version 1, each declared once and defined by a model-local function.
+
+A runtime with a kernel for an op runs the kernel; every other runtime runs the function's body, which travels inside
+the model file.
+"""
+
+from __future__ import annotations
+
+from .domain import DOMAIN, DOMAIN_VERSION, OPSET_VERSION, BodyStyle
+from .gated_short_conv import gated_short_conv_function
+from .sparse_moe import sparse_moe_function
+
+__all__ = [
+    "DOMAIN",
+    "DOMAIN_VERSION",
+    "OPSET_VERSION",
+    "BodyStyle",
+    "gated_short_conv_function",
+    "sparse_moe_function",
+]

@@ -1,0 +1,79 @@
+"""ai.liquid::GatedShortConv: double-gated causal depthwise convolution over time, with its state."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnxscript import OpBuilder, build_function
+
+from .domain import DOMAIN, BodyStyle
+
+LAST_ROW = 2**62
+"""A slice end beyond every sequence: "to the end"."""
+
+
+def gated_short_conv_function(kernel_size: int, *, bias: bool, style: BodyStyle) -> ir.Function:
+    """The definition of ``GatedShortConv`` for a convolution of length ``kernel_size`` (``conv_L_cache``, L below).
+
+    Inputs
+        0. ``BCx`` float32 [batch, sequence, 3*hidden]: the gates B and C and the signal x, side by side.
+        1. ``weight`` float32 [L, hidden]: one row per tap, the oldest token first.
+        2. ``mask`` float32 [batch, sequence]: 1 for a token, 0 for padding. The tokens of a row are contiguous;
+           padding may stand on either side.
+        3. ``past_conv`` float32 [batch, hidden, L]: the last L columns of B*x before this call, oldest first.
+        4. ``bias`` float32 [hidden], optional.
+    Outputs
+        0. ``y`` float32 [batch, sequence, hidden].
+        1. ``present_conv`` float32 [batch, hidden, L]: the last L columns of B*x up to each row's last token.
+    Attributes: none.
+
+    Formula, with u = B * x * mask and u[t] for t < 0 taken from ``past_conv``::
+
+        y[t] = C[t] * (bias + sum over j in 0..L-1 of weight[j] * u[t - (L-1) + j])
+        present_conv = u[last-L+1 .. last], last = the row's last token (past_conv where the row has none)
+    """
+
+    def body(
+        op: OpBuilder,
+        bcx: ir.Value,
+        weight: ir.Value,
+        mask: ir.Value,
+        past_conv: ir.Value,
+        conv_bias: ir.Value | None = None,
+    ) -> tuple[ir.Value, ir.Value]:
+        b, c, x = op.Split(bcx, axis=-1, num_outputs=3, _outputs=["B", "C", "x"])
+        signal = op.Mul(op.Mul(b, x), op.Unsqueeze(mask, [2]), _outputs=["Bx"])
+        history = op.Concat(op.Transpose(past_conv, perm=[0, 2, 1]), signal, axis=1, _outputs=["history"])
+
+        # Shifted slices, channels last: no transpose of the sequence, and one fused multiply-add a tap.
+        total = None
+        for tap in range(kernel_size):
+            end = tap + 1 - kernel_size or LAST_ROW
+            window = op.Slice(history, [tap + 1], [end], [1])
+            term = op.Mul(window, op.Gather(weight, tap, axis=0))
+            total = term if total is None else op.Add(total, term)
+        if conv_bias is not None:
+            total = op.Add(total, conv_bias)
+        y = op.Mul(c, total)
+
+        length = op.Shape(mask, start=1, end=2)
+        positions = op.Range(1, op.Add(op.Squeeze(length), 1), 1)
+        tokens = op.Cast(op.Mul(mask, op.Cast(positions, to=ir.DataType.FLOAT)), to=ir.DataType.INT64)
+        last = op.ReduceMax(tokens, [1], keepdims=1)  # index of the last token + 1 = its first state row in history
+        rows = op.Add(last, list(range(kernel_size)))
+        state = op.GatherND(history, op.Unsqueeze(rows, [2]), batch_dims=1)
+        return y, op.Transpose(state, perm=[0, 2, 1])
+
+    inputs = [_float("BCx"), _float("weight"), _float("mask"), _float("past_conv")]
+    if bias:
+        inputs.append(_float("bias"))
+    return build_function(
+        body, inputs, domain=DOMAIN, name="GatedShortConv", opset_imports=_imports_without_contrib(style)
+    )
+
+
+def _float(name: str) -> ir.Value:
+    return ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT))
+
+
+def _imports_without_contrib(style: BodyStyle) -> dict[str, int]:
+    return {"": style.opset_imports()[""]}

@@ -1,0 +1,136 @@
+"""From checkpoint tensors to the graph's initializers: names, layouts and types, read piece by piece when written."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from ..checkpoint import Checkpoint
+from ..errors import CheckpointError
+from .graph_context import rotary_cache
+
+CHUNK_ELEMENTS = 4 << 20
+"""Elements read, converted and written at a time: 16 MiB of float32."""
+
+Chunks = Callable[[], Iterator[npt.NDArray[np.float32]]]
+
+
+@dataclass(frozen=True)
+class WeightTensor:
+    """One initializer to write: row-major pieces of it come from ``chunks``, in float32 or in its own dtype."""
+
+    name: str
+    kind: str
+    """Tensor class in the manifest: embedding, lm_head, linear, expert, router, norm, conv or rotary."""
+    dtype: np.dtype[np.generic]
+    shape: tuple[int, ...]
+    _float32_chunks: Chunks
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.elements * self.dtype.itemsize
+
+    def chunks(self) -> Iterator[npt.NDArray[np.generic]]:
+        """C-contiguous pieces in order, ``dtype``; CheckpointError where a value does not fit the type."""
+        for chunk in self._float32_chunks():
+            yield _narrow(chunk, self.dtype, self.name)
+
+
+def weight_tensors(model: ir.Model, checkpoint: Checkpoint) -> list[WeightTensor]:
+    """A WeightTensor for each initializer of ``model`` that has no data yet, in the graph's order."""
+    return [
+        _weight_tensor(value, checkpoint)
+        for value in model.graph.initializers.values()
+        if value.const_value is None
+    ]
+
+
+def _weight_tensor(value: ir.Value, checkpoint: Checkpoint) -> WeightTensor:
+    assert value.name is not None and value.shape is not None and value.dtype is not None
+    shape = tuple(int(size) for size in value.shape.numpy())
+    return WeightTensor(
+        value.name, _kind(value.name), np.dtype(value.dtype.numpy()), shape, _source(value.name, shape, checkpoint)
+    )
+
+
+_KINDS = (
+    (r"embed_tokens", "embedding"),
+    (r"lm_head", "lm_head"),
+    (r"rotary", "rotary"),
+    (r"norm", "norm"),
+    (r"\.conv\.conv\.", "conv"),
+    (r"expert_bias|feed_forward\.gate\.", "router"),
+    (r"\.experts\.", "expert"),
+)
+
+
+def _kind(name: str) -> str:
+    return next((kind for pattern, kind in _KINDS if re.search(pattern, name)), "linear")
+
+
+def _source(name: str, shape: tuple[int, ...], checkpoint: Checkpoint) -> Chunks:
+    if name in ("rotary.cos", "rotary.sin"):
+        return lambda: _rotary_chunks(checkpoint, shape, sine=name.endswith("sin"))
+    if name.endswith(".conv.conv.weight"):
+        return lambda: iter([np.ascontiguousarray(checkpoint.float32(name)[:, 0, :].T)])
+    if name.endswith("expert_bias") and not checkpoint.config.use_expert_bias:
+        return lambda: iter([np.zeros(shape, np.float32)])
+    if name.endswith("experts.gate_up_proj"):
+        return lambda: _gate_up_chunks(checkpoint, name.removesuffix("gate_up_proj"))
+    if name.endswith("experts.down_proj"):
+        return lambda: _down_chunks(checkpoint, name.removesuffix("down_proj"))
+    return lambda: _row_chunks(checkpoint, name)
+
+
+def _row_chunks(checkpoint: Checkpoint, name: str) -> Iterator[npt.NDArray[np.float32]]:
+    shape = checkpoint.shape(name)
+    step = max(1, CHUNK_ELEMENTS // max(1, math.prod(shape[1:])))
+    for start in range(0, shape[0], step):
+        yield checkpoint.float32(name, slice(start, min(start + step, shape[0])))
+
+
+def _gate_up_chunks(checkpoint: Checkpoint, experts: str) -> Iterator[npt.NDArray[np.float32]]:
+    """Row 2m is w1[m], row 2m+1 is w3[m], expert after expert: the layout that ai.liquid::SparseMoE reads."""
+    for expert in range(checkpoint.config.num_experts):
+        gates = _row_chunks(checkpoint, f"{experts}{expert}.w1.weight")
+        ups = _row_chunks(checkpoint, f"{experts}{expert}.w3.weight")
+        for gate, up in zip(gates, ups, strict=True):
+            yield np.stack([gate, up], axis=1)
+
+
+def _down_chunks(checkpoint: Checkpoint, experts: str) -> Iterator[npt.NDArray[np.float32]]:
+    for expert in range(checkpoint.config.num_experts):
+        yield from _row_chunks(checkpoint, f"{experts}{expert}.w2.weight")
+
+
+def _rotary_chunks(
+    checkpoint: Checkpoint, shape: tuple[int, ...], *, sine: bool
+) -> Iterator[npt.NDArray[np.float32]]:
+    step = max(1, CHUNK_ELEMENTS // shape[1])
+    for start in range(0, shape[0], step):
+        yield rotary_cache(checkpoint.config, np.arange(start, min(start + step, shape[0])))[int(sine)]
+
+
+def _narrow(
+    values: npt.NDArray[np.float32], dtype: np.dtype[np.generic], name: str
+) -> npt.NDArray[np.generic]:
+    if dtype == values.dtype:
+        return values
+    with np.errstate(over="ignore"):
+        narrow = values.astype(dtype)
+    if not np.isfinite(narrow).all() and np.isfinite(values).all():
+        largest = float(np.abs(values).max())
+        raise CheckpointError(
+            f"{name} holds {largest:.6g}, beyond {dtype.name}'s range (65504); export with --precision fp32"
+        )
+    return narrow

@@ -1,0 +1,1 @@
+"""Takes artifacts to devices: packages and project files for Android and Windows."""

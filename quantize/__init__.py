@@ -1,0 +1,1 @@
+"""Turns tensors into the number formats that artifacts store."""

@@ -1,0 +1,1 @@
+"""Runs artifacts with ONNX Runtime, generates text, and proves parity with the reference model."""

@@ -1,0 +1,219 @@
+"""What an artifact holds and costs: operators, weights by class, bytes per decoded token, state by context length."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from ..artifact import Artifact, Verification
+from ..config import LfmConfig
+from ..errors import ArtifactError
+
+CONTEXT_LENGTHS = (1024, 4096, 16384, 32768, 128000)
+_BITS = {
+    onnx.TensorProto.DOUBLE: 64,
+    onnx.TensorProto.INT64: 64,
+    onnx.TensorProto.FLOAT: 32,
+    onnx.TensorProto.INT32: 32,
+    onnx.TensorProto.FLOAT16: 16,
+    onnx.TensorProto.BFLOAT16: 16,
+    onnx.TensorProto.INT16: 16,
+    onnx.TensorProto.UINT16: 16,
+    onnx.TensorProto.INT4: 4,
+    onnx.TensorProto.UINT4: 4,
+}
+"""Bits of an element where they are not 8."""
+# The first part of a name that fits decides. Names are the checkpoint's.
+_CLASSES = (
+    ("embedding", ("embed_tokens",)),
+    ("lm_head", ("lm_head",)),
+    ("experts", (".experts.", "experts_")),
+    ("router", ("feed_forward.gate", "expert_bias")),
+    ("norms", ("norm",)),
+    ("short_conv", ("conv.conv.",)),
+    ("conv_projections", (".conv.",)),
+    ("attention", ("self_attn.",)),
+    ("dense_feed_forward", ("feed_forward.",)),
+    ("rope", ("cos", "sin", "rope", "rotary")),
+)
+
+
+@dataclass(frozen=True)
+class OperatorCount:
+    """How often one operator stands in a graph or in a function's body."""
+
+    domain: str
+    name: str
+    count: int
+
+
+@dataclass(frozen=True)
+class TensorClass:
+    """Weights of one kind: ``touched_bytes`` are those that the decoding of one token reads."""
+
+    name: str
+    tensors: int
+    elements: int
+    bytes: int
+    touched_bytes: int
+    dtypes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LocalFunction:
+    """A function defined inside the model file, with the operators of its body."""
+
+    domain: str
+    name: str
+    calls: int
+    operators: tuple[OperatorCount, ...]
+
+
+@dataclass(frozen=True)
+class Value:
+    """A graph input or output."""
+
+    name: str
+    dtype: str
+    shape: tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """All of it. ``state_bytes`` maps a context length in tokens to the bytes of KV cache and conv states, batch 1."""
+
+    folder: str
+    variant: str
+    ops_profile: str
+    model_type: str
+    context_length: int
+    parameters: int
+    bytes_on_disk: int
+    touched_bytes_per_token: int
+    operators: tuple[OperatorCount, ...]
+    functions: tuple[LocalFunction, ...]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    tensor_classes: tuple[TensorClass, ...]
+    state_bytes: dict[int, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as ``lfm-onnx inspect --json`` prints it."""
+        return asdict(self)
+
+
+def inspect_artifact(folder: str | Path, variant: str | None = None, *, verify: Verification = "quick") -> Inspection:
+    """Read an artifact's graph (not its weights) and add up. Raises ArtifactError."""
+    artifact = Artifact.open(folder, variant, verify=verify)
+    try:
+        model = onnx.load(artifact.model_path, load_external_data=False)
+    except Exception as error:  # protobuf's errors have no common base
+        raise ArtifactError(f"{artifact.model_path}: not an ONNX file that can be read: {error}") from error
+    classes = tensor_classes(model, artifact.config)
+    operators = _count_operators(model.graph.node)
+    calls = {(item.domain, item.name): item.count for item in operators}
+    lengths = sorted({length for length in CONTEXT_LENGTHS if length < artifact.context_length})
+    return Inspection(
+        folder=str(artifact.folder),
+        variant=artifact.variant,
+        ops_profile=artifact.ops_profile,
+        model_type=artifact.config.model_type,
+        context_length=artifact.context_length,
+        parameters=sum(item.elements for item in classes if item.name not in ("rope", "constants")),
+        bytes_on_disk=sum(file.bytes for file in artifact.model_files),
+        touched_bytes_per_token=sum(item.touched_bytes for item in classes),
+        operators=operators,
+        functions=tuple(
+            LocalFunction(item.domain, item.name, calls.get((item.domain, item.name), 0), _count_operators(item.node))
+            for item in model.functions
+        ),
+        inputs=tuple(_value(item) for item in model.graph.input),
+        outputs=tuple(_value(item) for item in model.graph.output),
+        tensor_classes=classes,
+        state_bytes={length: _state_bytes(model, length) for length in (*lengths, artifact.context_length)},
+    )
+
+
+def tensor_classes(model: onnx.ModelProto, config: LfmConfig) -> tuple[TensorClass, ...]:
+    """A graph's initializers by class. One token reads the chosen experts, one row of a table that is only looked up
+    (the embedding, unless the head is tied to it), and everything else whole."""
+    readers: dict[str, set[str]] = {}
+    for node in _all_nodes(model.graph.node):
+        for name in node.input:
+            readers.setdefault(name, set()).add(node.op_type)
+    found: dict[str, list[tuple[onnx.TensorProto, int, int, int]]] = {}
+    for tensor in model.graph.initializer:
+        kind = classify(tensor.name)
+        elements = _product(tensor.dims)
+        size = (elements * _BITS.get(tensor.data_type, 8) + 7) // 8
+        touched = size
+        if kind == "experts" and config.num_experts:
+            touched = size * config.num_experts_per_tok // config.num_experts
+        elif kind == "rope" or (kind == "embedding" and all("Gather" in reader for reader in readers[tensor.name])):
+            touched = size // max(tensor.dims[0], 1)
+        found.setdefault(kind, []).append((tensor, elements, size, touched))
+    order = [*(name for name, _ in _CLASSES), "constants"]
+    return tuple(
+        TensorClass(
+            name=kind,
+            tensors=len(found[kind]),
+            elements=sum(elements for _, elements, _, _ in found[kind]),
+            bytes=sum(size for _, _, size, _ in found[kind]),
+            touched_bytes=sum(touched for _, _, _, touched in found[kind]),
+            dtypes=tuple(sorted({_dtype_name(tensor.data_type) for tensor, _, _, _ in found[kind]})),
+        )
+        for kind in order
+        if kind in found
+    )
+
+
+def classify(name: str) -> str:
+    """The class of a tensor by its name; "constants" for what belongs to the graph, not to the model."""
+    return next((kind for kind, parts in _CLASSES if any(part in name for part in parts)), "constants")
+
+
+def _count_operators(nodes: Iterable[onnx.NodeProto]) -> tuple[OperatorCount, ...]:
+    counts = Counter((node.domain or "ai.onnx", node.op_type) for node in _all_nodes(nodes))
+    return tuple(OperatorCount(domain, name, count) for (domain, name), count in sorted(counts.items()))
+
+
+def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterable[onnx.NodeProto]:
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                yield from _all_nodes(graph.node)
+
+
+def _value(value: onnx.ValueInfoProto) -> Value:
+    tensor = value.type.tensor_type
+    shape = tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim)
+    return Value(value.name, _dtype_name(tensor.elem_type), shape)
+
+
+def _state_bytes(model: onnx.ModelProto, length: int) -> int:
+    total = 0
+    for value in model.graph.input:
+        if not value.name.startswith("past_"):
+            continue
+        tensor = value.type.tensor_type
+        fixed = [dim.dim_value for dim in tensor.shape.dim if dim.HasField("dim_value")]
+        columns = length if value.name.startswith("past_key_values.") else 1
+        total += _product(fixed) * columns * _BITS.get(tensor.elem_type, 8) // 8
+    return total
+
+
+def _dtype_name(data_type: int) -> str:
+    return onnx.TensorProto.DataType.Name(data_type).lower()
+
+
+def _product(sizes: Iterable[int]) -> int:
+    product = 1
+    for size in sizes:
+        product *= size
+    return product

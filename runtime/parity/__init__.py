@@ -1,0 +1,1 @@
+"""Compares an exported model with the reference: logits, tokens, tasks, layers."""

@@ -1,0 +1,105 @@
+"""Answers on a terminal or in a pipe: streams text, dims the reasoning, and runs the chat loop."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import TextIO
+
+from rich.console import Console
+
+from ..errors import LfmOnnxError
+from .chat import Conversation
+from .generation import Generation, GenerationResult
+from .reasoning import ReasoningSplitter
+
+CHAT_HELP = "/reset forgets the conversation, /tool TEXT gives a tool's result, /exit or Ctrl-D leaves"
+# A model may write any character: escape sequences must not reach a terminal.
+_CONTROL_CHARACTERS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+class AnswerWriter:
+    """Writes one answer as it comes. A terminal shows the reasoning dimmed, without its tags; a pipe gets the text."""
+
+    def __init__(self, out: TextIO | None = None, *, hide_thinking: bool = False) -> None:
+        self._out = out if out is not None else sys.stdout
+        self._terminal = self._out.isatty()
+        self._console = Console(file=self._out, highlight=False, soft_wrap=True)
+        self._hide_thinking = hide_thinking
+
+    def write(self, generation: Generation) -> GenerationResult:
+        """Stream ``generation`` to its end; Ctrl-C cancels it and keeps what came so far."""
+        splitter = ReasoningSplitter(opened=generation.thinks_from_start)
+        split = self._terminal or self._hide_thinking
+        try:
+            for token in generation:
+                self._pieces(splitter.feed(token.text) if split else [(False, token.text)])
+            result = generation.result
+        except KeyboardInterrupt:
+            result = generation.cancel()
+        self._pieces(splitter.flush())
+        self._out.write("\n")
+        self._out.flush()
+        return result
+
+    def _pieces(self, pieces: Iterator[tuple[bool, str]] | list[tuple[bool, str]]) -> None:
+        for thinking, text in pieces:
+            if thinking and self._hide_thinking:
+                continue
+            if self._terminal:
+                self._console.print(
+                    text.translate(_CONTROL_CHARACTERS), style="dim" if thinking else None, end="", markup=False,
+                    emoji=False,
+                )  # fmt: skip
+            else:
+                self._out.write(text)
+            self._out.flush()
+
+
+def speed_line(result: GenerationResult) -> str:
+    """One line of figures on an answer."""
+    return (
+        f"{result.prompt_tokens} prompt tokens ({result.cached_tokens} kept) in {result.prefill_s:.2f} s, "
+        f"{len(result.token_ids)} new at {result.tokens_per_second:.1f} tokens/s, end: {result.finish_reason}"
+    )
+
+
+def chat_loop(conversation: Conversation, *, hide_thinking: bool = False) -> None:
+    """Read turns from stdin, a line each, and answer them until its end, /exit or Ctrl-D.
+
+    A turn that fails (too long for the context, say) is reported on stderr and taken back; the chat goes on.
+    """
+    interactive = sys.stdin.isatty()
+    writer = AnswerWriter(hide_thinking=hide_thinking)
+    errors = Console(stderr=True, highlight=False)
+    if interactive:
+        errors.print(CHAT_HELP, style="dim", markup=False)
+    while (line := _read_line("> " if interactive else "")) is not None:
+        command, _, rest = line.strip().partition(" ")
+        if command in ("/exit", "/quit"):
+            return
+        if command == "/reset":
+            conversation.reset()
+            continue
+        if not line.strip():
+            continue
+        try:
+            content, role = (rest, "tool") if command == "/tool" else (line, "user")
+            result = writer.write(conversation.send(content, role=role))
+        except LfmOnnxError as error:
+            errors.print(f"error: {error}", style="red", markup=False)
+            continue
+        if interactive:
+            errors.print(speed_line(result), style="dim", markup=False)
+
+
+def _read_line(prompt: str) -> str | None:
+    while True:
+        try:
+            return input(prompt)
+        except EOFError:
+            return None
+        except KeyboardInterrupt:
+            if not prompt:
+                return None
+            print(file=sys.stderr)  # Ctrl-C at the prompt discards the line
