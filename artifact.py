@@ -96,7 +96,9 @@ class Artifact:
         own = {file.path for file in self.model_files}
         listed = _field(self.entry, "files", list, self.folder)
         if len(own) != len(listed) or self.model_path.relative_to(self.folder).as_posix() not in own:
-            raise ArtifactError(f"{self.folder / MANIFEST_NAME}: variant {self.variant} names files that are not listed")
+            raise ArtifactError(
+                f"{self.folder / MANIFEST_NAME}: variant {self.variant} names files that are not listed"
+            )
         for file in self.files:
             path = self.folder / file.path
             if not path.is_file():

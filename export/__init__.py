@@ -1,1 +1,8 @@
 """Checkpoint to graph: declares the model in ONNX and streams its weights into an artifact."""
+
+from __future__ import annotations
+
+from .exporter import ExportOptions, ExportPlan, export_checkpoint, plan_export
+from .ops import BodyStyle
+
+__all__ = ["BodyStyle", "ExportOptions", "ExportPlan", "export_checkpoint", "plan_export"]

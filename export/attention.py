@@ -37,7 +37,9 @@ class Attention(nn.Module):
         key = self.k_layernorm(op, context.by_row(op, self.k_proj(op, x), kv_heads, size))
         value = self.v_proj(op, x)
         if isinstance(context.attention, GroupQueryInputs):
-            attended, present_key, present_value = self._group_query(op, context, query, key, value, past_key, past_value)
+            attended, present_key, present_value = self._group_query(
+                op, context, query, key, value, past_key, past_value
+            )
         else:
             assert isinstance(context.attention, MaskedAttentionInputs)
             attended, present_key, present_value = self._masked(op, context, query, key, value, past_key, past_value)

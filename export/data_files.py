@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from .weights import WeightTensor
 
@@ -70,7 +69,7 @@ def write_data_file(path: Path, file: DataFile, on_bytes: Callable[[int], None])
 
     Converting runs in the caller's thread, hashing and writing in another; memory holds a few chunks at a time.
     """
-    chunks: queue.Queue[npt.NDArray[np.generic] | bytes | None] = queue.Queue(_QUEUED_CHUNKS)
+    chunks: queue.Queue[memoryview | None] = queue.Queue(_QUEUED_CHUNKS)
     digest = hashlib.sha256()
     failure: list[BaseException] = []
 
@@ -78,11 +77,10 @@ def write_data_file(path: Path, file: DataFile, on_bytes: Callable[[int], None])
         try:
             with path.open("wb", buffering=0) as out:
                 while (chunk := chunks.get()) is not None:
-                    view = memoryview(chunk).cast("B")
-                    digest.update(view)
+                    digest.update(chunk)
                     done = 0
-                    while done < len(view):
-                        done += out.write(view[done:])
+                    while done < len(chunk):
+                        done += out.write(chunk[done:])
                 os.fsync(out.fileno())
         except BaseException as error:
             failure.append(error)
@@ -96,7 +94,7 @@ def write_data_file(path: Path, file: DataFile, on_bytes: Callable[[int], None])
             if failure:
                 break
             chunks.put(chunk)
-            on_bytes(memoryview(chunk).nbytes)
+            on_bytes(len(chunk))
     finally:
         chunks.put(None)
         writer.join()
@@ -105,14 +103,14 @@ def write_data_file(path: Path, file: DataFile, on_bytes: Callable[[int], None])
     return digest.hexdigest()
 
 
-def _file_chunks(file: DataFile) -> Iterator[npt.NDArray[np.generic] | bytes]:
+def _file_chunks(file: DataFile) -> Iterator[memoryview]:
     end = 0
     for placed in file.tensors:
         if placed.offset > end:
-            yield bytes(placed.offset - end)
+            yield memoryview(bytes(placed.offset - end))
         end = placed.offset
         for chunk in placed.tensor.chunks():
             if chunk.nbytes:
                 end += chunk.nbytes
-                yield np.ascontiguousarray(chunk).reshape(-1).view(np.uint8)
+                yield np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data
         assert end == placed.offset + placed.tensor.nbytes, placed.tensor.name

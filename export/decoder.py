@@ -12,7 +12,7 @@ from .attention import Attention
 from .graph_context import GraphContext, declare_context
 from .logits_rows import rows_to_keep
 from .modules import MLP, AddRMSNorm, ShortConv, SparseMoE, linear
-from .ops import OPSET_VERSION, BodyStyle, gated_short_conv_function, sparse_moe_function
+from .ops import DOMAIN, DOMAIN_VERSION, BodyStyle, gated_short_conv_function, sparse_moe_function
 
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 IR_VERSION = 10
@@ -35,7 +35,6 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: LfmConfig, index: int, dtype: ir.DataType) -> None:
         super().__init__()
-        self.index = index
         self.is_conv = config.layer_types[index] == "conv"
         self.operator_norm = AddRMSNorm(config.hidden_size, config.norm_eps)
         if self.is_conv:
@@ -99,9 +98,9 @@ class Backbone(nn.Module):
         residual = embedded if self.embed_tokens.dtype == FLOAT else op.Cast(embedded, to=FLOAT)
         delta: ir.Value | None = None
         presents = []
-        for layer, past in zip(self.layers, pasts, strict=True):
+        for index, (layer, past) in enumerate(zip(self.layers, pasts, strict=True)):
             residual, delta, present, entered = layer(op, residual, delta, context, past, functions)
-            entered.name = f"hidden_states.{layer.index - 1}" if layer.index else "hidden_states.embed"
+            entered.name = f"hidden_states.{index - 1}" if index else "hidden_states.embed"
             presents.append(present)
         total, final = self.embedding_norm(op, residual, delta, context)
         total.name, final.name = f"hidden_states.{len(pasts) - 1}", "hidden_states.final"
@@ -144,7 +143,7 @@ def declare_model(config: LfmConfig, options: GraphOptions) -> ir.Model:
     logits, present.{i}.key/.value, present_conv.{i}; ``num_logits_to_keep`` is an input with an initializer, 1.
     """
     style = options.style
-    imports = {**style.opset_imports(), "ai.liquid": 1}
+    imports = {**style.opset_imports(), DOMAIN: DOMAIN_VERSION}
     graph = ir.Graph([], [], nodes=[], name="lfm", opset_imports=imports)
     builder = GraphBuilder(graph)
     op = builder.op
@@ -171,9 +170,14 @@ def declare_model(config: LfmConfig, options: GraphOptions) -> ir.Model:
 
 def _past_inputs(builder: GraphBuilder, config: LfmConfig, index: int) -> tuple[ir.Value, ...]:
     if config.layer_types[index] == "conv":
-        shape = ["batch_size", config.hidden_size, config.conv_L_cache]
+        shape: list[int | str | None] = ["batch_size", config.hidden_size, config.conv_L_cache]
         return (builder.input(f"past_conv.{index}", FLOAT, shape),)
-    kv_shape = ["batch_size", config.num_key_value_heads, "past_sequence_length", config.head_dim]
+    kv_shape: list[int | str | None] = [
+        "batch_size",
+        config.num_key_value_heads,
+        "past_sequence_length",
+        config.head_dim,
+    ]
     return tuple(builder.input(f"past_key_values.{index}.{part}", FLOAT, kv_shape) for part in ("key", "value"))
 
 
@@ -187,6 +191,3 @@ def _present_outputs(builder: GraphBuilder, config: LfmConfig, index: int, prese
     for name, value in zip(names, present, strict=True):
         value.type, value.shape = ir.TensorType(FLOAT), ir.Shape(shape)
         builder.add_output(value, name)
-
-
-__all__ = ["OPSET_VERSION", "GraphOptions", "declare_model"]

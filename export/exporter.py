@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from .. import __version__
@@ -169,9 +170,8 @@ def _write_graph(folder: Path, plan: ExportPlan) -> None:
     """The .onnx file: its small tensors inside, the others by reference to the data files."""
     initializers = plan.model.graph.initializers
     for tensor in plan.inline:
-        chunks = [chunk.reshape(-1) for chunk in tensor.chunks()]
-        data = ir.tensor(_joined(chunks, tensor), name=tensor.name)
-        initializers[tensor.name].const_value = data
+        values = np.concatenate([chunk.reshape(-1) for chunk in tensor.chunks()]).reshape(tensor.shape)
+        initializers[tensor.name].const_value = ir.tensor(values, name=tensor.name)
     for file in plan.data_files:
         for placed in file.tensors:
             tensor = placed.tensor
@@ -186,13 +186,5 @@ def _write_graph(folder: Path, plan: ExportPlan) -> None:
             )
     options = plan.options
     plan.model.producer_name, plan.model.producer_version = "lfm-onnx", __version__
-    plan.model.metadata_props.update(
-        identity(plan.checkpoint, options.precision, options.style, plan.context_length)
-    )
+    plan.model.metadata_props.update(identity(plan.checkpoint, options.precision, options.style, plan.context_length))
     ir.save(plan.model, folder / options.precision.model_file)
-
-
-def _joined(chunks: list[Any], tensor: WeightTensor) -> Any:
-    import numpy as np
-
-    return np.concatenate(chunks).reshape(tensor.shape)

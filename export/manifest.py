@@ -70,13 +70,19 @@ def identity(checkpoint: Checkpoint, precision: Precision, style: BodyStyle, con
     """What the .onnx file's metadata_props and the manifest both say of the model."""
     return {
         "lfm_onnx.version": __version__,
-        "lfm_onnx.source": Path(checkpoint.source).name if checkpoint.folder.name in checkpoint.source else checkpoint.source,
+        "lfm_onnx.source": source_name(checkpoint),
         "lfm_onnx.config_sha256": config_sha256(checkpoint),
         "lfm_onnx.model_type": checkpoint.config.model_type,
         "lfm_onnx.precision": precision.name,
         "lfm_onnx.ops": style.value,
         "lfm_onnx.context_length": str(context_length),
     }
+
+
+def source_name(checkpoint: Checkpoint) -> str:
+    """The hub id, or a local folder's own name: where it lay on somebody's disk is nobody's business."""
+    is_local = Path(checkpoint.source).exists()
+    return checkpoint.folder.resolve().name if is_local else checkpoint.source
 
 
 def config_sha256(checkpoint: Checkpoint) -> str:

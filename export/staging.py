@@ -50,7 +50,8 @@ class Staging:
                 yield self
             except OSError as error:
                 shutil.rmtree(self.folder, ignore_errors=True)
-                raise OutputError(f"writing {self.target} failed: {error.strerror or error}; nothing was kept") from None
+                reason = error.strerror or error
+                raise OutputError(f"writing {self.target} failed: {reason}; nothing was kept") from None
             except Exception:
                 shutil.rmtree(self.folder, ignore_errors=True)
                 raise
@@ -157,7 +158,7 @@ def _lock_exclusively(file: BinaryIO) -> bool:
         if os.name == "nt":
             import msvcrt
 
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
         else:
             import fcntl
 

@@ -49,9 +49,7 @@ class WeightTensor:
 def weight_tensors(model: ir.Model, checkpoint: Checkpoint) -> list[WeightTensor]:
     """A WeightTensor for each initializer of ``model`` that has no data yet, in the graph's order."""
     return [
-        _weight_tensor(value, checkpoint)
-        for value in model.graph.initializers.values()
-        if value.const_value is None
+        _weight_tensor(value, checkpoint) for value in model.graph.initializers.values() if value.const_value is None
     ]
 
 
@@ -113,17 +111,13 @@ def _down_chunks(checkpoint: Checkpoint, experts: str) -> Iterator[npt.NDArray[n
         yield from _row_chunks(checkpoint, f"{experts}{expert}.w2.weight")
 
 
-def _rotary_chunks(
-    checkpoint: Checkpoint, shape: tuple[int, ...], *, sine: bool
-) -> Iterator[npt.NDArray[np.float32]]:
+def _rotary_chunks(checkpoint: Checkpoint, shape: tuple[int, ...], *, sine: bool) -> Iterator[npt.NDArray[np.float32]]:
     step = max(1, CHUNK_ELEMENTS // shape[1])
     for start in range(0, shape[0], step):
         yield rotary_cache(checkpoint.config, np.arange(start, min(start + step, shape[0])))[int(sine)]
 
 
-def _narrow(
-    values: npt.NDArray[np.float32], dtype: np.dtype[np.generic], name: str
-) -> npt.NDArray[np.generic]:
+def _narrow(values: npt.NDArray[np.float32], dtype: np.dtype[np.generic], name: str) -> npt.NDArray[np.generic]:
     if dtype == values.dtype:
         return values
     with np.errstate(over="ignore"):

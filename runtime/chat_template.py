@@ -20,6 +20,7 @@ from ..errors import TokenizerError
 # Far above any conversation that fits a context of 128000 tokens.
 MAX_LOOP_STEPS = 1_000_000
 MAX_CHARACTERS = 16_000_000
+MAX_BITS = 4096
 _WIDE_FORMAT = re.compile(r"%[^%a-zA-Z]*(\d{5}|\*)")
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 
@@ -89,15 +90,15 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
         if operator == "+":
             _bounded(_length(left) + _length(right), MAX_CHARACTERS, "items in one value")
-        elif operator == "*" and isinstance(right, int) and not isinstance(left, (int, float)):
-            _bounded(_length(left) * max(right, 0), MAX_CHARACTERS, "items in one value")
-        elif operator == "*" and isinstance(left, int) and not isinstance(right, (int, float)):
-            _bounded(_length(right) * max(left, 0), MAX_CHARACTERS, "items in one value")
-        elif operator == "%" and isinstance(left, str):
-            if _WIDE_FORMAT.search(left):
-                raise jinja2.exceptions.SecurityError("a format asks for too wide a field")
         elif operator == "**":
-            _bounded(abs(right), 64, "as exponent")
+            _bounded(_bits(left) * abs(right), MAX_BITS, "bits in a number")
+        elif operator == "*":
+            _bounded(_bits(left) + _bits(right), MAX_BITS, "bits in a number")
+            for value, times in ((left, right), (right, left)):
+                if isinstance(times, int):
+                    _bounded(_length(value) * max(times, 0), MAX_CHARACTERS, "items in one value")
+        elif isinstance(left, str) and _WIDE_FORMAT.search(left):
+            raise jinja2.exceptions.SecurityError("a format asks for too wide a field")
         return super().call_binop(context, operator, left, right)
 
     def count_loop_step(self) -> bool:
@@ -151,6 +152,10 @@ class _PlainNamespace(Namespace):
 
 def _length(value: Any) -> int:
     return len(value) if isinstance(value, (str, list, tuple)) else 0
+
+
+def _bits(value: Any) -> int:
+    return value.bit_length() if isinstance(value, int) else 0
 
 
 def _to_json(

@@ -111,12 +111,15 @@ class TokenContext:
 
 
 class Generation:
-    """Iterate to get ``Token`` events; ``result`` is there when the iteration has ended (it runs what is left)."""
+    """Iterate to get ``Token`` events; ``result`` is there when the iteration has ended (it runs what is left).
+
+    Without a tokenizer the events and the result hold ids and no text.
+    """
 
     def __init__(
         self,
         context: TokenContext,
-        tokenizer: ChatTokenizer,
+        tokenizer: ChatTokenizer | None,
         prompt_ids: Sequence[int],
         options: SamplingOptions,
         *,
@@ -153,6 +156,8 @@ class Generation:
     @property
     def thinks_from_start(self) -> bool:
         """Whether the prompt itself ends inside a <think> block."""
+        if self._tokenizer is None:
+            return False
         return self._tokenizer.decode(self._prompt_ids[-8:]).rstrip().endswith(THINK_START)
 
     @property
@@ -173,7 +178,7 @@ class Generation:
     def _run(self) -> Generator[Token, None, None]:
         started = time.perf_counter()
         logits = self._prefill()
-        stream = _StoppableText(StreamingDetokenizer(self._tokenizer), self._stop)
+        stream = _StoppableText(StreamingDetokenizer(self._tokenizer) if self._tokenizer else None, self._stop)
         reason = "length"
         while True:
             token_id = self._sampler.choose(logits)
@@ -205,7 +210,7 @@ class Generation:
     def _prefill(self) -> np.ndarray:
         self._context.state.check(len(self._prompt_ids))
         self._cached = self._context.reuse(self._prompt_ids)
-        stable = self._tokenizer.stable_length(self._prompt_ids) if self._keep_point else 0
+        stable = self._tokenizer.stable_length(self._prompt_ids) if self._tokenizer and self._keep_point else 0
         start = self._cached
         while start < len(self._prompt_ids):
             end = min(start + self._prefill_chunk, len(self._prompt_ids))
@@ -240,14 +245,14 @@ class Generation:
 class _StoppableText:
     """Detokenized text that ends before any of the stop texts; what may begin one is held back."""
 
-    def __init__(self, detokenizer: StreamingDetokenizer, stop: Sequence[str]) -> None:
+    def __init__(self, detokenizer: StreamingDetokenizer | None, stop: Sequence[str]) -> None:
         self._detokenizer = detokenizer
         self._stop = stop
         self._held = ""
         self.stopped = False
 
     def push(self, token_id: int) -> str:
-        self._held += self._detokenizer.push(token_id)
+        self._held += self._detokenizer.push(token_id) if self._detokenizer else ""
         found = [at for at in map(self._held.find, self._stop) if at >= 0]
         if found:
             self.stopped = True
@@ -258,6 +263,6 @@ class _StoppableText:
         return ready
 
     def flush(self) -> str:
-        rest = "" if self.stopped else self._held + self._detokenizer.flush()
+        rest = self._held + self._detokenizer.flush() if self._detokenizer and not self.stopped else ""
         self._held = ""
         return rest

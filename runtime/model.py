@@ -189,9 +189,11 @@ class LfmModel:
             repetition_penalty=repetition_penalty,
             seed=seed,
         )
+        # A model exported without its tokenizer still continues token ids.
+        with_text = bool(stop) or (self.artifact.folder / "tokenizer.json").exists()
         return Generation(
             context,
-            self.tokenizer,
+            self.tokenizer if with_text else None,
             ids,
             options,
             end_ids=self.end_ids if stop_at_end_token else frozenset(),

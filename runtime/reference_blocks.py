@@ -37,7 +37,8 @@ class LayerWeights(Protocol):
 def sigmoid(x: Array) -> Array:
     """``1 / (1 + exp(-x))``, elementwise."""
     with np.errstate(over="ignore"):  # exp overflows to inf, whose reciprocal is the right limit: 0
-        return 1 / (1 + np.exp(-x))
+        y: Array = np.float32(1) / (np.float32(1) + np.exp(-x))
+    return y
 
 
 def silu(x: Array) -> Array:
@@ -79,7 +80,8 @@ def rotary_angles(start: int, tokens: int, head_dim: int, theta: float) -> KeyVa
 def rotate(x: Array, cos: Array, sin: Array) -> Array:
     """Rotary embedding, rotate-half: ``x cos + [-x2, x1] sin`` with ``x = [x1, x2]``; x ``[T, heads, D]``."""
     x1, x2 = np.split(x, 2, axis=-1)
-    return x * cos[:, None] + np.concatenate([-x2, x1], axis=-1) * sin[:, None]
+    rotated: Array = np.concatenate([-x2, x1], axis=-1)
+    return x * cos[:, None] + rotated * sin[:, None]
 
 
 def causal_attention(q: Array, k: Array, v: Array) -> Array:

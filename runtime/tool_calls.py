@@ -113,8 +113,8 @@ def _python_call(node: ast.expr) -> ToolCall:
         raise _Malformed("expected name(argument=value, …)")
     arguments = {}
     for keyword in node.keywords:
-        if keyword.arg is None:
-            raise _Malformed("** is not an argument")
+        if keyword.arg is None or keyword.arg in arguments:
+            raise _Malformed("expected each argument once, by name")
         arguments[keyword.arg] = _plain_value(keyword.value)
     return ToolCall(name + _dotted_name(node.func), arguments)
 

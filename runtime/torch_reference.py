@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -36,16 +37,17 @@ class TorchReference:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.config = checkpoint.config
-        self._torch, auto_model = import_transformers(self.config.model_type)
+        self._torch, self._transformers = import_transformers(self.config.model_type)
         try:
-            self.model = auto_model.from_pretrained(
-                checkpoint.folder,
-                dtype=self._torch.float32,
-                attn_implementation="eager",
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-            ).eval()
+            with quiet(self._transformers):
+                self.model = self._transformers.AutoModelForCausalLM.from_pretrained(
+                    checkpoint.folder,
+                    dtype=self._torch.float32,
+                    attn_implementation="eager",
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    use_safetensors=True,
+                ).eval()
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             reason = " ".join(str(error).split())[:300]
             raise CheckpointError(f"transformers cannot load {checkpoint.folder}: {reason}") from error
@@ -59,7 +61,20 @@ class TorchReference:
         logits: Literal["all", "last"] = "all",
     ) -> tuple[Array, TorchState]:
         """As ``Reference.forward``: logits ``[T or 1, V]``, the state after the tokens; ``state`` stays as it was."""
-        return self._advance(input_ids, copy.deepcopy(state), hidden, logits)
+        if state is None:
+            return self._advance(input_ids, None, hidden, logits)
+        # One token at a time: early 5.x releases of transformers drop the cached conv columns otherwise.
+        state = copy.deepcopy(state)
+        rows: list[Array] = []
+        streams: list[list[Array]] = []
+        for token in token_ids(input_ids, self.config.vocab_size):
+            stream: list[Array] | None = None if hidden is None else []
+            row, state = self._advance([int(token)], state, stream, "last")
+            rows.append(row)
+            streams.append(stream or [])
+        if hidden is not None:
+            hidden.extend(np.concatenate(tokens) for tokens in zip(*streams, strict=True))
+        return np.concatenate(rows if logits == "all" else rows[-1:]), state
 
     def greedy(self, input_ids: TokenIds, max_new_tokens: int, eos_token_ids: Collection[int]) -> list[int]:
         """As ``Reference.greedy``."""
@@ -75,7 +90,7 @@ class TorchReference:
         seen: list[Array] = []
         hooks = self._record(seen) if hidden is not None else []
         try:
-            with self._torch.no_grad():
+            with self._torch.no_grad(), quiet(self._transformers):
                 output = self.model(
                     input_ids=self._torch.from_numpy(ids)[None],
                     past_key_values=state.cache if state is not None else None,
@@ -103,7 +118,7 @@ class TorchReference:
 
 
 def import_transformers(model_type: str) -> tuple[Any, Any]:
-    """torch and transformers' AutoModelForCausalLM; InputError that says how to get them where they are missing."""
+    """The modules torch and transformers; InputError that says how to get them where they are missing."""
     try:
         import torch
         import transformers
@@ -117,4 +132,19 @@ def import_transformers(model_type: str) -> tuple[Any, Any]:
             f"transformers {transformers.__version__} knows no model_type {model_type}: "
             'run pip install -U "lfm-onnx[parity]"'
         )
-    return torch, transformers.AutoModelForCausalLM
+    return torch, transformers
+
+
+@contextmanager
+def quiet(transformers: Any) -> Iterator[None]:
+    """No progress bars or advice from transformers on the terminal meanwhile."""
+    log = transformers.utils.logging
+    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(verbosity)
+        if bars:
+            log.enable_progress_bar()

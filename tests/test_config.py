@@ -121,7 +121,7 @@ def test_rope_theta_comes_from_where_transformers_takes_it(change: dict[str, Any
     from transformers import Lfm2Config
 
     fields = {**DENSE, **change}
-    theirs = Lfm2Config(**json.loads(json.dumps({k: v for k, v in fields.items() if k != "model_type"})))
+    theirs: Any = Lfm2Config(**json.loads(json.dumps({k: v for k, v in fields.items() if k != "model_type"})))
     assert LfmConfig.from_dict(fields).rope_theta == theirs.rope_parameters["rope_theta"] == 12345.0
 
 
@@ -130,7 +130,7 @@ def test_absent_fields_take_the_defaults_of_transformers() -> None:
 
     fields = {name: MOE[name] for name in REQUIRED_OF_MOE}
     ours = LfmConfig.from_dict(fields)
-    theirs = Lfm2MoeConfig(**{name: value for name, value in fields.items() if name != "model_type"})
+    theirs: Any = Lfm2MoeConfig(**{name: value for name, value in fields.items() if name != "model_type"})
     for name, default in {
         "conv_L_cache": 3,
         "conv_bias": False,

@@ -108,13 +108,16 @@ def test_transformers_reference_fed_in_pieces_agrees_with_numpy(
 ) -> None:
     checkpoint = open_variant(variant)
     ids = random_ids(12, checkpoint.config.vocab_size)
-    expected, _ = Reference(checkpoint).forward(ids)
-    reference = TorchReference(checkpoint)
-    state, logits = None, []
+    reference, transformers_reference = Reference(checkpoint), TorchReference(checkpoint)
+    states: tuple = (None, None)
     for piece in np.split(ids, [5, 6, 7]):
-        piece_logits, state = reference.forward(piece, state)
-        logits.append(piece_logits)
-    np.testing.assert_allclose(np.concatenate(logits), expected, atol=1e-4, rtol=0)
+        ours: list[np.ndarray] = []
+        theirs: list[np.ndarray] = []
+        logits, state = reference.forward(piece, states[0], hidden=ours)
+        expected, transformers_state = transformers_reference.forward(piece, states[1], hidden=theirs)
+        states = state, transformers_state
+        np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
+        np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("backend", [Reference, TorchReference])

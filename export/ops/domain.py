@@ -8,7 +8,7 @@ DOMAIN = "ai.liquid"
 DOMAIN_VERSION = 1
 
 OPSET_VERSION = 21
-"""ai.onnx version of graph and bodies: the newest that every client in the field runs (Windows ML's 1.24.5 included)."""
+"""ai.onnx version of graph and bodies: the newest that every client in the field runs, Windows ML included."""
 
 CONTRIB_DOMAIN = "com.microsoft"
 CONTRIB_VERSION = 1

@@ -95,7 +95,10 @@ def unequal_rows(chunks: Sequence[Sequence[int]], steps: int) -> list[list[int]]
     lengths = sorted({min(length, longest) for length in (1, 5, 18, 64) if longest > 0})
     by_length = sorted(chunks, key=len, reverse=True)
     fitting = [[c for c in by_length if len(c) >= length + steps] for length in lengths]
-    return [list(some[i % len(some)][: length + steps]) for i, (length, some) in enumerate(zip(lengths, fitting, strict=True))]
+    return [
+        list(some[i % len(some)][: length + steps])
+        for i, (length, some) in enumerate(zip(lengths, fitting, strict=True))
+    ]
 
 
 def greedy_agreement(

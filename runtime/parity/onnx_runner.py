@@ -85,7 +85,8 @@ class OnnxRunner:
 
     def greedy(self, ids: Sequence[int] | Int64s, max_new_tokens: int, eos_token_ids: Collection[int]) -> list[int]:
         """The most likely continuation token by token; an end token is the last, and included."""
-        step, state, tokens = np.asarray(ids, np.int64)[None], None, []
+        tokens: list[int] = []
+        step, state = np.asarray(ids, np.int64)[None], None
         while len(tokens) < max_new_tokens and not (tokens and tokens[-1] in eos_token_ids):
             logits, state, _ = self.forward(step, state, keep=1)
             tokens.append(int(logits[0, -1].argmax()))
@@ -112,7 +113,9 @@ class OnnxRunner:
         except Exception as error:  # as above
             raise ArtifactError(f"{self._model_path}: ONNX Runtime cannot load it: {one_line(error)}") from error
         if session.get_providers()[0] != self.provider:
-            raise InputError(f"ONNX Runtime could not start {self.provider}; see what it printed, or use --provider cpu")
+            raise InputError(
+                f"ONNX Runtime could not start {self.provider}; see what it printed, or use --provider cpu"
+            )
         return session
 
     def _check_contract(self) -> None:

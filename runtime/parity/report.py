@@ -42,7 +42,10 @@ class Thresholds:
         """Those of a precision, with the given ones in place of the defaults or beside them."""
         base = _FP32 if variant == "fp32" else _FP16
         given = {
-            "max_logit_diff": max_logit_diff, "max_kld": max_kld, "min_top1": min_top1, "min_accuracy": min_accuracy,
+            "max_logit_diff": max_logit_diff,
+            "max_kld": max_kld,
+            "min_top1": min_top1,
+            "min_accuracy": min_accuracy,
         }
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         limit = changes.get("max_logit_diff" if base.exact else "max_kld")
@@ -54,8 +57,14 @@ _FP32 = Thresholds(
 )
 # An fp16 rounding can choose another expert, so single logits may differ at will: the distribution is what counts.
 _FP16 = Thresholds(
-    max_logit_diff=None, max_kld=1e-3, min_top1=0.99, greedy_equal=False, exact=False, consistency=1e-3,
-    layer_error=5e-2, accuracy_loss=0.01,
+    max_logit_diff=None,
+    max_kld=1e-3,
+    min_top1=0.99,
+    greedy_equal=False,
+    exact=False,
+    consistency=1e-3,
+    layer_error=5e-2,
+    accuracy_loss=0.01,
 )
 
 

@@ -1,0 +1,48 @@
+# Each target makes its own virtual environment and installs what it needs.
+PYTHON ?= python3
+DEMO_VENV := .venv-demo
+TEST_VENV := .venv-test
+DEMO_OUT := demo-out
+BIN = bin
+# Torch is installed before the rest so that its CPU build is the one that the other packages find.
+TORCH := torch==2.13.0
+
+.PHONY: demo test test-clients lint clean sample
+
+demo: $(DEMO_VENV)/installed
+	rm -rf $(DEMO_OUT)
+	$(DEMO_VENV)/$(BIN)/lfm-onnx export samples/tiny_lfm -o $(DEMO_OUT)
+	$(DEMO_VENV)/$(BIN)/lfm-onnx parity $(DEMO_OUT) --reference samples/tiny_lfm --tasks samples/tiny_lfm/tasks.jsonl
+	$(DEMO_VENV)/$(BIN)/lfm-onnx generate $(DEMO_OUT) -p "What is 17 plus 25?"
+
+test: $(TEST_VENV)/installed tests/clients/node_modules
+	$(TEST_VENV)/$(BIN)/python -m pytest -q -n 2 --dist loadscope
+
+lint: $(TEST_VENV)/installed
+	$(TEST_VENV)/$(BIN)/ruff check .
+	$(TEST_VENV)/$(BIN)/ruff format --check .
+	rm -rf .lint && mkdir -p .lint && ln -s .. .lint/lfm_onnx
+	MYPYPATH=.lint $(TEST_VENV)/$(BIN)/mypy -p lfm_onnx
+
+# Retrains samples/tiny_lfm from its seed.
+sample: $(TEST_VENV)/installed
+	$(TEST_VENV)/$(BIN)/python samples/train_tiny.py
+
+$(DEMO_VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(DEMO_VENV)
+	$(DEMO_VENV)/$(BIN)/python -m pip install -q --disable-pip-version-check -e .
+	touch $@
+
+$(TEST_VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(TEST_VENV)
+	$(TEST_VENV)/$(BIN)/python -m pip install -q --disable-pip-version-check "$(TORCH)"
+	$(TEST_VENV)/$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[dev]"
+	touch $@
+
+# The JavaScript client's tests need Node; without npm they are skipped.
+tests/clients/node_modules: tests/clients/package.json
+	if command -v npm >/dev/null; then npm install --prefix tests/clients --ignore-scripts --no-audit --no-fund; fi
+	mkdir -p $@ && touch $@
+
+clean:
+	rm -rf $(DEMO_VENV) $(TEST_VENV) $(DEMO_OUT) .lint build *.egg-info tests/clients/node_modules
