@@ -35,7 +35,7 @@ class CommandLine(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module, _, attribute = _COMMANDS[cmd_name][0].partition(":")
-        return getattr(importlib.import_module(module, __package__), attribute)  # type: ignore[no-any-return]
+        return getattr(importlib.import_module(module, __package__), attribute)  
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -1,4 +1,4 @@
-"""The whole model: embedding, decoder layers, final norm, LM head, and its inputs and outputs by their contract names."""
+"""The whole model: embedding, layers, final norm, LM head, and its inputs and outputs by their contract names."""
 
 from __future__ import annotations
 

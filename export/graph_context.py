@@ -118,8 +118,8 @@ def declare_context(
 
 def inverse_frequencies(config: LfmConfig) -> np.ndarray:
     """float32 [head_dim/2]: theta^(-2i/head_dim), the rotation of pair i in radians per position."""
-    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
-    return (1.0 / np.power(np.float32(config.rope_theta), exponents, dtype=np.float32)).astype(np.float32)
+    exponents = np.arange(0, config.head_dim, 2) / config.head_dim
+    return np.power(float(config.rope_theta), -exponents).astype(np.float32)
 
 
 def rotary_cache(config: LfmConfig, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -39,7 +39,7 @@ _CLASSES = (
     ("conv_projections", (".conv.",)),
     ("attention", ("self_attn.",)),
     ("dense_feed_forward", ("feed_forward.",)),
-    ("rope", ("cos", "sin", "rope", "rotary")),
+    ("rope", ("rotary", ".cos", ".sin")),
 )
 
 
@@ -154,7 +154,9 @@ def tensor_classes(model: onnx.ModelProto, config: LfmConfig) -> tuple[TensorCla
         touched = size
         if kind == "experts" and config.num_experts:
             touched = size * config.num_experts_per_tok // config.num_experts
-        elif kind == "rope" or (kind == "embedding" and all("Gather" in reader for reader in readers[tensor.name])):
+        elif tensor.name.endswith((".cos", ".sin")) or (
+            kind == "embedding" and all("Gather" in reader for reader in readers.get(tensor.name, ()))
+        ):
             touched = size // max(tensor.dims[0], 1)
         found.setdefault(kind, []).append((tensor, elements, size, touched))
     order = [*(name for name, _ in _CLASSES), "constants"]
@@ -209,7 +211,8 @@ def _state_bytes(model: onnx.ModelProto, length: int) -> int:
 
 
 def _dtype_name(data_type: int) -> str:
-    return onnx.TensorProto.DataType.Name(data_type).lower()
+    name = onnx.TensorProto.DataType.Name(data_type).lower()
+    return "float32" if name == "float" else name
 
 
 def _product(sizes: Iterable[int]) -> int:

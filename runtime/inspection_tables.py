@@ -20,7 +20,9 @@ def print_inspection(inspection: Inspection, console: Console | None = None) -> 
         f"{inspection.parameters:,} parameters, {bytes_text(inspection.bytes_on_disk)} on disk, "
         f"{bytes_text(inspection.touched_bytes_per_token)} read per decoded token"
     )
-    weights = Table("weights", "precision", title_justify="left")
+    weights = Table()
+    weights.add_column("weights", no_wrap=True)
+    weights.add_column("precision")
     for heading in ("tensors", "elements", "bytes", "per token"):
         weights.add_column(heading, justify="right")
     for item in inspection.tensor_classes:

@@ -82,7 +82,10 @@ class DecoderSession:
             _bind_output(binding, "logits", logits)
         else:  # the graph declares one row, and no buffer of another size can be bound
             binding.bind_output("logits", "cpu")
-        self._session.run_with_iobinding(binding)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # see _load
+            raise ArtifactError(f"ONNX Runtime failed to run the model: {_one_line(error)}") from error
         state.advance(total)
         # The logits are bound after the states, so they are the last output.
         return logits if keep == 1 else binding.get_outputs()[-1].numpy()
@@ -130,8 +133,11 @@ def _load(onnxruntime: Any, model_path: Path, providers: Sequence[str] | None, t
     try:
         return onnxruntime.InferenceSession(str(model_path), options, providers=wanted)
     except Exception as error:  # ONNX Runtime has a dozen exception types without a common base
-        reason = " ".join(str(error).split())[:400]
-        raise ArtifactError(f"{model_path}: ONNX Runtime cannot load this model: {reason}") from error
+        raise ArtifactError(f"{model_path}: ONNX Runtime cannot load this model: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:400]
 
 
 def _layout(session: Any, model_path: Path, shared: bool) -> StateLayout:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable
+from io import TextIOWrapper
 from typing import TextIO
 
 from rich.console import Console
@@ -24,11 +25,15 @@ class AnswerWriter:
     def __init__(self, out: TextIO | None = None, *, hide_thinking: bool = False) -> None:
         self._out = out if out is not None else sys.stdout
         self._terminal = self._out.isatty()
+        if isinstance(self._out, TextIOWrapper):  # a pipe of an encoding without emoji must not end the answer
+            self._out.reconfigure(errors="replace")
         self._console = Console(file=self._out, highlight=False, soft_wrap=True)
         self._hide_thinking = hide_thinking
+        self._thought = self._answered = False
 
     def write(self, generation: Generation) -> GenerationResult:
         """Stream ``generation`` to its end; Ctrl-C cancels it and keeps what came so far."""
+        self._thought = self._answered = False
         splitter = ReasoningSplitter(opened=generation.thinks_from_start)
         split = self._terminal or self._hide_thinking
         try:
@@ -42,18 +47,26 @@ class AnswerWriter:
         self._out.flush()
         return result
 
-    def _pieces(self, pieces: Iterator[tuple[bool, str]] | list[tuple[bool, str]]) -> None:
-        for thinking, text in pieces:
-            if thinking and self._hide_thinking:
+    def _pieces(self, pieces: Iterable[tuple[bool, str]]) -> None:
+        for thinking, piece in pieces:
+            if thinking:
+                self._thought = True
+                if not self._hide_thinking:
+                    self._print(piece, "dim")
                 continue
-            if self._terminal:
-                self._console.print(
-                    text.translate(_CONTROL_CHARACTERS), style="dim" if thinking else None, end="", markup=False,
-                    emoji=False,
-                )  # fmt: skip
-            else:
-                self._out.write(text)
-            self._out.flush()
+            # Behind the reasoning the answer starts on a line of its own, whatever white space the model put there.
+            text = piece.lstrip() if self._thought and not self._answered else piece
+            if text and self._thought and not self._answered and not self._hide_thinking:
+                text = "\n" + text
+            self._answered = self._answered or bool(text)
+            self._print(text)
+
+    def _print(self, text: str, style: str | None = None) -> None:
+        if self._terminal:
+            self._console.print(text.translate(_CONTROL_CHARACTERS), style=style, end="", markup=False, emoji=False)
+        else:
+            self._out.write(text)
+        self._out.flush()
 
 
 def speed_line(result: GenerationResult) -> str:

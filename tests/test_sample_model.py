@@ -17,7 +17,7 @@ SAMPLES = Path(__file__).resolve().parents[1] / "samples"
 TINY = SAMPLES / "tiny_lfm"
 sys.path.insert(0, str(SAMPLES))
 
-from tiny_chats import held_out_tasks, training_chats  # noqa: E402
+from tiny_chats import held_out_tasks, tokenizer_texts, training_chats  # noqa: E402
 from tiny_grading import expert_usage, final_answer, grade, load_model  # noqa: E402
 from tiny_questions import GENERATORS, draw  # noqa: E402
 from tiny_tokenizer import SPECIAL_TOKENS, THINKING_TOKENS, render, train_tokenizer  # noqa: E402
@@ -131,9 +131,7 @@ def test_digits_are_tokens_of_their_own(tokenizer: Any) -> None:
 
 
 def test_the_stored_tokenizer_is_the_one_that_training_text_gives() -> None:
-    chats = itertools.islice(training_chats(REPORT["seed"]), 12000)
-    texts = (render(messages, tools, keep_past_thinking=keep) for messages, tools, keep in chats)
-    retrained = train_tokenizer(texts, CONFIG["vocab_size"])
+    retrained = train_tokenizer(tokenizer_texts(REPORT["seed"]), CONFIG["vocab_size"])
     assert json.loads(retrained.to_str()) == json.loads((TINY / "tokenizer.json").read_text())
 
 

@@ -26,10 +26,12 @@ def gated_short_conv_function(kernel_size: int, *, bias: bool, style: BodyStyle)
         1. ``present_conv`` float32 [batch, hidden, L]: the last L columns of B*x up to each row's last token.
     Attributes: none.
 
-    Formula, with u = B * x * mask and u[t] for t < 0 taken from ``past_conv``::
+    Formula, with u = B * x, and the L columns of u before a row's first token taken from ``past_conv``::
 
         y[t] = C[t] * (bias + sum over j in 0..L-1 of weight[j] * u[t - (L-1) + j])
         present_conv = u[last-L+1 .. last], last = the row's last token (past_conv where the row has none)
+
+    What y holds at padding is not defined, but finite.
     """
 
     def body(
@@ -42,7 +44,19 @@ def gated_short_conv_function(kernel_size: int, *, bias: bool, style: BodyStyle)
     ) -> tuple[ir.Value, ir.Value]:
         b, c, x = op.Split(bcx, axis=-1, num_outputs=3, _outputs=["B", "C", "x"])
         signal = op.Mul(op.Mul(b, x), op.Unsqueeze(mask, [2]), _outputs=["Bx"])
-        history = op.Concat(op.Transpose(past_conv, perm=[0, 2, 1]), signal, axis=1, _outputs=["history"])
+
+        # The past stands right before each row's first token, wherever padding puts that.
+        taps = list(range(kernel_size))
+        padded = op.Pad(signal, [0, kernel_size, 0, 0, 0, 0])
+        past_rows = op.Unsqueeze(op.Add(op.ArgMax(mask, axis=1, keepdims=1), taps), [2])  # [batch, L, 1]
+        batch = op.Range(0, op.Squeeze(op.Shape(mask, start=0, end=1)), 1)
+        row_of_batch = op.Expand(op.Unsqueeze(batch, [1, 2]), op.Shape(past_rows))
+        history = op.ScatterND(
+            padded,
+            op.Concat(row_of_batch, past_rows, axis=2),
+            op.Transpose(past_conv, perm=[0, 2, 1]),
+            _outputs=["history"],
+        )
 
         # Shifted slices, channels last: no transpose of the sequence, and one fused multiply-add a tap.
         total = None
@@ -59,7 +73,7 @@ def gated_short_conv_function(kernel_size: int, *, bias: bool, style: BodyStyle)
         positions = op.Range(1, op.Add(op.Squeeze(length), 1), 1)
         tokens = op.Cast(op.Mul(mask, op.Cast(positions, to=ir.DataType.FLOAT)), to=ir.DataType.INT64)
         last = op.ReduceMax(tokens, [1], keepdims=1)  # index of the last token + 1 = its first state row in history
-        rows = op.Add(last, list(range(kernel_size)))
+        rows = op.Add(last, taps)
         state = op.GatherND(history, op.Unsqueeze(rows, [2]), batch_dims=1)
         return y, op.Transpose(state, perm=[0, 2, 1])
 

@@ -131,7 +131,10 @@ def sparse_moe_function(*, style: BodyStyle, weight_dtype: ir.DataType) -> ir.Fu
         gate_up: ir.Value,
         down: ir.Value,
     ) -> ir.Value:
-        scores = op.Sigmoid(op.Gemm(x, router_weight, transB=1), _outputs=["scores"])
+        # 1 / (1 + exp(-logit)) in steps: ONNX Runtime's Sigmoid loses small scores (it gives 0 below -18), which then
+        # tie, and which dividing by their sum would bring back.
+        negated = op.Gemm(x, router_weight, alpha=-1.0, transB=1)
+        scores = op.Reciprocal(op.Add(op.Exp(negated), 1.0), _outputs=["scores"])
         routing = _route(op, scores, expert_bias)
         experts = experts_contrib if style is BodyStyle.CUSTOM else experts_standard
         return experts(op, x, scores, routing, gate_up, down)

@@ -14,7 +14,7 @@ from . import checks
 from .identity import end_token_ids, identity, require_same_config
 from .layers import compare_layers
 from .metrics import Deviation, LogitComparison, LogitMetrics
-from .onnx_runner import OnnxRunner
+from .onnx_runner import OnnxRunner, resolve_provider
 from .prompts import Chunk, chunks_of, default_prompts, random_chunks, read_prompts, task_prompts
 from .report import Check, GreedyAgreement, LayerError, ParityReport, TaskAccuracy, Thresholds
 from .tasks import Task, answer_tasks, read_tasks
@@ -70,6 +70,7 @@ class _Comparison:
     def __init__(self, artifact: Artifact, checkpoint: Checkpoint, options: ParityOptions, progress: Progress) -> None:
         self.artifact, self.checkpoint, self.options, self.progress = artifact, checkpoint, options, progress
         self.started = time.monotonic()
+        resolve_provider(options.provider)
         require_same_config(artifact, checkpoint)
         self.thresholds = Thresholds.of_variant(
             artifact.variant,
@@ -121,6 +122,12 @@ class _Comparison:
         if limit < 1 or options.tokens < 1:
             raise InputError(f"nothing to compare: {options.tokens} tokens, {limit} of them in one chunk")
         if options.token_ids is not None:
+            longest = max(map(len, options.token_ids), default=0)
+            if not options.token_ids or longest + options.greedy_tokens > self.artifact.context_length:
+                raise InputError(
+                    f"expected 1 or more chunks that leave {options.greedy_tokens} tokens of the context "
+                    f"({self.artifact.context_length}), found {len(options.token_ids)} of up to {longest} tokens"
+                )
             return [Chunk(f"ids {number}", list(ids)) for number, ids in enumerate(options.token_ids, 1)]
         if self.tokenizer is None:
             self.progress("no tokenizer in the artifact: comparing on random token ids")
@@ -136,8 +143,9 @@ class _Comparison:
     def _logits(self) -> LogitComparison:
         comparison = LogitComparison()
         for number, chunk in enumerate(self.chunks, 1):
-            model = self.runner.logits(chunk.ids)
+            # First, because it says clearly what is wrong with ids that are no tokens of the model.
             reference = self.reference.forward(chunk.ids, logits="all")[0]
+            model = self.runner.logits(chunk.ids)
             if model.shape != reference.shape:
                 raise ArtifactError(
                     f"{self.artifact.model_path}: gives logits of shape {list(model.shape)}, the reference "
@@ -272,6 +280,8 @@ def open_reference(checkpoint: Checkpoint, backend: str, threads: int | None) ->
         return Reference(checkpoint)
     if backend != "transformers":
         raise InputError(f"unknown reference backend {backend!r}; there are {' and '.join(BACKENDS)}")
+    if not checkpoint.config.attention_layers:
+        raise InputError("transformers cannot decode a model without attention layers: use --backend numpy")
     from ..torch_reference import TorchReference
 
     reference = TorchReference(checkpoint)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,12 @@ def read_prompts(path: Path, tokens: int) -> list[Prompt]:
 
 
 def task_prompts(tasks: Iterable[Task]) -> list[Prompt]:
-    """The tasks' conversations."""
-    return [Prompt(task.task_id, messages=[*map(dict, task.messages)], tools=_dicts(task.tools)) for task in tasks]
+    """The tasks' conversations, one of each category in turn, so that a small budget of tokens meets all of them."""
+    by_category: dict[str, list[Task]] = {}
+    for task in tasks:
+        by_category.setdefault(task.category, []).append(task)
+    in_turn = (task for group in zip_longest(*by_category.values()) for task in group if task is not None)
+    return [Prompt(task.task_id, messages=[*map(dict, task.messages)], tools=_dicts(task.tools)) for task in in_turn]
 
 
 def chunks_of(prompts: Sequence[Prompt], tokenizer: ChatTokenizer, *, tokens: int, chunk_tokens: int) -> list[Chunk]:

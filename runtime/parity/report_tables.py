@@ -35,7 +35,7 @@ def report_tables(report: ParityReport) -> list[Table]:
 
 def checks_table(report: ParityReport) -> Table:
     relations = {"<=": "≤", ">=": "≥"}
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (c.name, c.quantity, figure(c.value), f"{relations[c.relation]} {figure(c.limit)}", verdict(c.passed), c.detail)
         for c in report.checks
     ]
@@ -46,7 +46,7 @@ def checks_table(report: ParityReport) -> Table:
 def figures_table(report: ParityReport) -> Table:
     m = report.logits
     error = "" if m.kld_standard_error is None else f" ± {figure(m.kld_standard_error)}"
-    rows = [
+    rows: list[tuple[str, ...]] = [
         ("positions compared", f"{m.tokens:,} in {m.chunks} chunks, vocabulary {m.vocab_size:,}"),
         ("largest logit difference", f"{figure(m.max_abs_diff)} ({figure(m.relative_max_diff)} std)"),
         ("mean logit difference", figure(m.mean_abs_diff)),
@@ -70,19 +70,21 @@ def figures_table(report: ParityReport) -> Table:
 
 
 def identity_table(report: ParityReport) -> Table:
-    rows = list(report.identity.items())
+    rows: list[tuple[str, ...]] = [*report.identity.items()]
     return Table("What was compared", ("", ""), rows, [None] * len(rows))
 
 
 def _layers_table(report: ParityReport) -> Table:
     layers, limit = report.layers or [], report.thresholds.layer_error
-    rows = [(e.name, e.kind, figure(e.relative), figure(e.max_abs_diff), f"{e.cosine:.9f}") for e in layers]
+    rows: list[tuple[str, ...]] = [
+        (e.name, e.kind, figure(e.relative), figure(e.max_abs_diff), f"{e.cosine:.9f}") for e in layers
+    ]
     columns = ("after layer", "kind", "relative error", "largest difference", "cosine")
     return Table("Hidden states", columns, rows, [e.relative <= limit for e in layers])
 
 
 def _greedy_table(report: ParityReport) -> Table:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for g in report.greedy:
         parting = "" if g.margin is None else f"{figure(g.margin)} std" + (" (tie)" if g.tie else "")
         rows.append((g.label, str(g.prompt_tokens), f"{g.agreed} of {g.tokens}", parting))
@@ -105,14 +107,16 @@ def _tasks_table(tasks: TaskAccuracy, reference: TaskAccuracy | None) -> Table:
 
 
 def _wrong_table(tasks: TaskAccuracy) -> Table:
-    rows = [(w.task_id, w.category, w.expected, w.answer or "(no answer)") for w in tasks.wrong[:_WRONG_SHOWN]]
+    rows: list[tuple[str, ...]] = [
+        (w.task_id, w.category, w.expected, w.answer or "(no answer)") for w in tasks.wrong[:_WRONG_SHOWN]
+    ]
     shown = f" (the first {_WRONG_SHOWN} of {len(tasks.wrong)})" if len(tasks.wrong) > _WRONG_SHOWN else ""
     columns = ("task", "category", "expected", "answered")
     return Table(f"Tasks answered wrongly{shown}", columns, rows, [None] * len(rows))
 
 
 def _chunks_table(report: ParityReport) -> Table:
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             c.label,
             str(c.tokens),
