@@ -13,7 +13,7 @@ demo: $(DEMO_VENV)/installed
 	rm -rf $(DEMO_OUT)
 	$(DEMO_VENV)/$(BIN)/lfm-onnx export samples/tiny_lfm -o $(DEMO_OUT)
 	$(DEMO_VENV)/$(BIN)/lfm-onnx parity $(DEMO_OUT) --reference samples/tiny_lfm --tasks samples/tiny_lfm/tasks.jsonl
-	$(DEMO_VENV)/$(BIN)/lfm-onnx generate $(DEMO_OUT) -p "What is 17 plus 25?"
+	$(DEMO_VENV)/$(BIN)/lfm-onnx generate $(DEMO_OUT) -p "How much is 34 + 58?"
 
 test: $(TEST_VENV)/installed tests/clients/node_modules
 	$(TEST_VENV)/$(BIN)/python -m pytest -q -n 2 --dist loadscope

@@ -13,11 +13,13 @@ from ..errors import TokenizerError
 from ..quantize.precision import Precision
 from ..strict_json import parse_json
 from .ops import BodyStyle
+from .portable_template import portable_template
 
 GENAI_MAX_LENGTH = 4096
 """Tokens that genai reserves a KV cache for unless the app asks for more: a phone does not hold the full context's."""
 
-_GENERATION_DEFAULTS = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+_SEARCH_DEFAULTS = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty")
+"""What genai's search and generation_config.json both have; genai knows no min_p."""
 
 
 def require_tokenizer(checkpoint: Checkpoint) -> None:
@@ -31,6 +33,15 @@ def require_tokenizer(checkpoint: Checkpoint) -> None:
     _read_object(path)
 
 
+def check_client_files(checkpoint: Checkpoint) -> None:
+    """TokenizerError, before any weight is written, where a file that ``write_client_files`` reads is malformed."""
+    _generation_config(checkpoint)
+    _chat_template(checkpoint.folder)
+    settings = checkpoint.folder / "tokenizer_config.json"
+    if settings.is_file():
+        _read_object(settings)
+
+
 def write_client_files(
     folder: Path,
     checkpoint: Checkpoint,
@@ -40,10 +51,13 @@ def write_client_files(
     context_length: int,
 ) -> list[str]:
     """Write config, tokenizer and client files into ``folder``; the names written, relative to it."""
+    copied = []
     generation = _generation_config(checkpoint)
     documents: dict[str, Any] = {
         "config.json": {
             **checkpoint.raw_config,
+            # transformers.js reads this spelling alone; older checkpoints list the attention layers.
+            "layer_types": list(checkpoint.config.layer_types),
             "transformers.js_config": {
                 "dtype": precision.name,
                 "use_external_data_format": {precision.model_file: data_files},
@@ -60,21 +74,24 @@ def write_client_files(
             documents[path.name] = _tokenizer_config(_read_object(path), template)
         else:
             shutil.copyfile(path, folder / path.name)
+            copied.append(path.name)
     if (folder / "tokenizer.json").is_file() and "tokenizer_config.json" not in documents:
         documents["tokenizer_config.json"] = _tokenizer_config({}, template)
     for name, content in documents.items():
         (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if template is not None:
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    return sorted(path.name for path in folder.iterdir() if path.is_file())
+        copied.append("chat_template.jinja")
+    return sorted({*documents, *copied})
 
 
 def genai_config(
     config: LfmConfig, precision: Precision, style: BodyStyle, context_length: int, generation: dict[str, Any]
 ) -> dict[str, Any]:
     """onnxruntime-genai's configuration; it refuses keys that it does not know."""
-    eos = list(config.eos_token_ids)
-    search = {name: generation[name] for name in _GENERATION_DEFAULTS if name in generation and name != "min_p"}
+    eos = _end_token_ids(config, generation)
+    # A null, which other clients take for "not set", is refused by genai.
+    search = {name: generation[name] for name in _SEARCH_DEFAULTS if generation.get(name) is not None}
     search["max_length"] = min(context_length, GENAI_MAX_LENGTH)
     # GroupQueryAttention writes into its past; Concat makes a new, longer cache.
     search["past_present_share_buffer"] = style is BodyStyle.CUSTOM and bool(config.attention_layers)
@@ -126,10 +143,22 @@ def _generation_config(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
+def _end_token_ids(config: LfmConfig, generation: dict[str, Any]) -> list[int]:
+    """The ids that end a generation: as in transformers, generation_config.json goes before config.json."""
+    ids = generation.get("eos_token_id")
+    ids = ids if isinstance(ids, list) else [ids]
+    if ids and all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
+        return ids
+    return list(config.eos_token_ids)
+
+
 def _chat_template(folder: Path) -> str | None:
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise TokenizerError(f"{path} cannot be read: {error}") from None
     settings = folder / "tokenizer_config.json"
     template = _read_object(settings).get("chat_template") if settings.is_file() else None
     if isinstance(template, list):  # several named templates: the one called "default" is the model's
@@ -141,15 +170,15 @@ def _chat_template(folder: Path) -> str | None:
 def _tokenizer_config(settings: dict[str, Any], template: str | None) -> dict[str, Any]:
     settings = {**settings, "tokenizer_class": "PreTrainedTokenizerFast"}
     if template is not None:
-        settings["chat_template"] = template
+        settings["chat_template"] = portable_template(template)
     return settings
 
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
         content = parse_json(path.read_bytes())
-    except ValueError as error:
-        raise TokenizerError(f"{path}: {error}") from None
+    except (OSError, ValueError) as error:
+        raise TokenizerError(f"{path} cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise TokenizerError(f"{path} does not hold a JSON object")
     return content

@@ -87,9 +87,10 @@ def write_data_file(path: Path, file: DataFile, on_bytes: Callable[[int], None])
             while chunks.get() is not None:
                 pass
 
-    writer = threading.Thread(target=drain, name="weights-writer")
-    writer.start()
+    # A daemon, so that an interrupt between any two lines here leaves no thread that the process would wait for.
+    writer = threading.Thread(target=drain, name="weights-writer", daemon=True)
     try:
+        writer.start()
         for chunk in _file_chunks(file):
             if failure:
                 break
@@ -97,7 +98,8 @@ def write_data_file(path: Path, file: DataFile, on_bytes: Callable[[int], None])
             on_bytes(len(chunk))
     finally:
         chunks.put(None)
-        writer.join()
+        if writer.ident is not None:
+            writer.join()
     if failure:
         raise failure[0]
     return digest.hexdigest()

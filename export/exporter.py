@@ -17,7 +17,7 @@ from ..artifact import MANIFEST_NAME
 from ..checkpoint import Checkpoint
 from ..errors import InputError
 from ..quantize.precision import FP32, Precision
-from .client_configs import require_tokenizer, write_client_files
+from .client_configs import check_client_files, require_tokenizer, write_client_files
 from .data_files import DataFile, plan_data_files, write_data_file
 from .decoder import GraphOptions, declare_model
 from .manifest import SourceHash, build_manifest, describe_file, identity, state_bytes
@@ -89,6 +89,7 @@ def plan_export(checkpoint: Checkpoint, options: ExportOptions) -> ExportPlan:
         )
     if options.tokenizer:
         require_tokenizer(checkpoint)
+    check_client_files(checkpoint)
     dtype = ir.DataType.from_numpy(options.precision.weight_dtype)
     model = declare_model(checkpoint.config, GraphOptions(options.style, dtype, context_length))
     tensors = weight_tensors(model, checkpoint)
@@ -139,7 +140,7 @@ def export_checkpoint(
             source_hash.files(),
             [describe_file(staging.folder, f"onnx/{plan.options.precision.model_file}")]
             + [describe_file(staging.folder, f"onnx/{name}", digest) for name, digest in digests.items()],
-            [describe_file(staging.folder, name) for name in others if name not in ("journal.jsonl", "lock")],
+            [describe_file(staging.folder, name) for name in others],
         )
         (staging.folder / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         staging.publish()

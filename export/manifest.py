@@ -13,6 +13,7 @@ from .. import __version__
 from ..artifact import MANIFEST_VERSION, file_digest, sample_digest
 from ..checkpoint import Checkpoint
 from ..config import CONFIG_NAME, LfmConfig
+from ..errors import CheckpointError
 from ..quantize.precision import Precision
 from .ops import OPSET_VERSION, BodyStyle
 from .weights import WeightTensor
@@ -35,7 +36,7 @@ class SourceHash:
         """[{path, bytes, sha256}] of the weight files; waits for the thread."""
         self._thread.join()
         if self._failure is not None:
-            raise self._failure
+            raise CheckpointError(f"the checkpoint cannot be read: {self._failure}")
         return [
             {"path": path.name, "bytes": path.stat().st_size, "sha256": self._digests[path.name]}
             for path in self._paths

@@ -6,55 +6,62 @@ import contextlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..artifact import MANIFEST_NAME
 from ..errors import OutputError
+from ..strict_json import parse_json
 
 _JOURNAL = "journal.jsonl"
-_LOCK = "lock"
 
 
 class Staging:
     """The hidden folder ``.NAME.partial`` beside the output folder, with a journal of the files finished in it.
 
     A run that was interrupted leaves it behind; the next run with the same fingerprint keeps its finished files, one
-    with another fingerprint empties it.
+    with another fingerprint empties it. ``.NAME.lock`` beside it is held by the run that is at work.
     """
 
     def __init__(self, target: Path, fingerprint: str, *, replace: bool) -> None:
         self.target = target
         self.folder = target.parent / f".{target.name}.partial"
+        self._replaced = target.parent / f".{target.name}.replaced"
         self._fingerprint = fingerprint
         self._replace = replace
         self._finished: dict[str, dict[str, Any]] = {}
-        self._lock: BinaryIO | None = None
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Staging]:
         """Create or resume the folder. It is removed when an error leaves the block, kept when the user interrupts."""
         check_target(self.target, replace=self._replace)
+        absent = [folder for folder in self.target.parents if not folder.exists()]
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = (self.folder / _LOCK).open("ab")
-        except OSError as error:
-            raise OutputError(f"cannot write to {self.target.parent}: {error.strerror}") from None
-        self._lock = lock
-        with lock:
-            if not _lock_exclusively(lock):
-                raise OutputError(f"another export to {self.target} is running; wait for it or choose another folder")
-            try:
+            self.target.parent.mkdir(parents=True, exist_ok=True)
+            with _exclusive(self.target), self._removed_after_errors():
+                self._recover()
+                check_target(self.target, replace=self._replace)
+                self.folder.mkdir(exist_ok=True)
                 self._resume()
                 yield self
-            except OSError as error:
-                shutil.rmtree(self.folder, ignore_errors=True)
-                reason = error.strerror or error
-                raise OutputError(f"writing {self.target} failed: {reason}; nothing was kept") from None
-            except Exception:
-                shutil.rmtree(self.folder, ignore_errors=True)
-                raise
+        except Exception:
+            for folder in absent:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+            raise
+
+    @contextlib.contextmanager
+    def _removed_after_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise OutputError(f"writing {self.target} failed: {error.strerror or error}; nothing was kept") from None
+        except Exception:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise
 
     def finished(self, name: str) -> dict[str, Any] | None:
         """The record of a file that an earlier run finished, if it is still as that run left it."""
@@ -71,23 +78,27 @@ class Staging:
 
     def publish(self) -> None:
         """Make the folder the output folder; what stood there is replaced in one step."""
-        assert self._lock is not None
-        self._lock.close()  # Windows renames no folder that holds an open file
-        for name in (_JOURNAL, _LOCK):
-            (self.folder / name).unlink()
+        (self.folder / _JOURNAL).unlink()
         check_target(self.target, replace=self._replace)
         if not self.target.exists():
             os.rename(self.folder, self.target)
             return
-        old = self.target.parent / f".{self.target.name}.replaced"
-        shutil.rmtree(old, ignore_errors=True)
-        os.rename(self.target, old)
+        os.rename(self.target, self._replaced)
         try:
             os.rename(self.folder, self.target)
         except OSError:
-            os.rename(old, self.target)
+            os.rename(self._replaced, self.target)
             raise
-        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(self._replaced, ignore_errors=True)
+
+    def _recover(self) -> None:
+        """Finish or undo the replacing that an earlier run was killed in."""
+        if not self._replaced.exists():
+            return
+        if self.target.exists():
+            shutil.rmtree(self._replaced)
+        else:
+            os.rename(self._replaced, self.target)
 
     def _resume(self) -> None:
         journal = self.folder / _JOURNAL
@@ -100,9 +111,9 @@ class Staging:
                 break  # the run ended while it wrote this line
         if records and records[0] == {"fingerprint": self._fingerprint}:
             self._finished = {record["name"]: record for record in records[1:]}
-            keep = {_JOURNAL, _LOCK, *self._finished}
+            keep = {_JOURNAL, *self._finished}
         else:
-            keep = {_LOCK}
+            keep = set()
         for path in sorted(self.folder.rglob("*"), reverse=True):
             if path.is_dir():
                 with contextlib.suppress(OSError):
@@ -123,23 +134,44 @@ class Staging:
 
 def check_target(target: Path, *, replace: bool) -> None:
     """OutputError unless an artifact may be put at ``target``: absent, empty, or an artifact that may be replaced."""
+    try:
+        _check_target(target, replace)
+    except OSError as error:
+        raise OutputError(f"{target}: {error.strerror}; choose another output folder") from None
+
+
+def _check_target(target: Path, replace: bool) -> None:
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise OutputError(f"{target} is not a folder; choose another output folder")
+    parent = next(folder for folder in target.absolute().parents if folder.exists())
+    if not parent.is_dir():
+        raise OutputError(f"{parent} is not a folder; choose another output folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{parent} is not writable; choose another output folder")
     if not target.exists():
-        parent = next(folder for folder in target.absolute().parents if folder.exists())
-        if not parent.is_dir():
-            raise OutputError(f"{parent} is not a folder; choose another output folder")
-        if not os.access(parent, os.W_OK | os.X_OK):
-            raise OutputError(f"{parent} is not writable; choose another output folder")
         return
-    if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise OutputError(f"{target.parent} is not writable; choose another output folder")
+    if os.path.ismount(target):
+        raise OutputError(f"{target} is a mount point, which cannot be replaced by a rename; choose a folder in it")
     if not any(target.iterdir()):
         return
     if not (target / MANIFEST_NAME).is_file():
         raise OutputError(f"{target} is not empty and no artifact (it has no {MANIFEST_NAME}); choose another folder")
     if not replace:
         raise OutputError(f"{target} already holds an artifact; add --force to replace it or choose another folder")
+    if (stranger := _file_of_no_export(target)) is not None:
+        raise OutputError(f"{target} also holds {stranger}, which no export wrote; move it or choose another folder")
+
+
+def _file_of_no_export(target: Path) -> str | None:
+    """A file of an artifact folder that its manifest does not list, relative to the folder."""
+    try:
+        manifest = parse_json((target / MANIFEST_NAME).read_bytes())
+        listed = {MANIFEST_NAME, *(entry["path"] for entry in manifest["files"])}
+    except (ValueError, TypeError, KeyError):
+        listed = {MANIFEST_NAME}
+    files = (path for path in sorted(target.rglob("*")) if path.is_symlink() or not path.is_dir())
+    names = (path.relative_to(target).as_posix() for path in files)
+    return next((name for name in names if name not in listed), None)
 
 
 def check_space(target: Path, needed: int) -> None:
@@ -153,16 +185,36 @@ def check_space(target: Path, needed: int) -> None:
         )
 
 
-def _lock_exclusively(file: BinaryIO) -> bool:
+@contextlib.contextmanager
+def _exclusive(target: Path) -> Iterator[None]:
+    """Hold ``.NAME.lock`` beside ``target``; OutputError where another run holds it."""
+    path = target.parent / f".{target.name}.lock"
     try:
-        if os.name == "nt":
+        file = path.open("ab")
+    except OSError as error:
+        raise OutputError(f"cannot write to {target.parent}: {error.strerror}") from None
+    with file:
+        if not _lock(file) or not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            raise OutputError(f"another export to {target} is running; wait for it or choose another folder")
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # Windows removes no open file; an empty lock file does no harm
+                path.unlink()
+
+
+def _lock(file: BinaryIO) -> bool:
+    try:
+        if sys.platform == "win32":
             import msvcrt
 
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         else:
             import fcntl
 
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except (BlockingIOError, PermissionError):
         return False
+    except OSError:  # a file system without locks
+        return True
     return True

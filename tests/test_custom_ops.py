@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -110,7 +113,7 @@ def any_shape(name: str, rank: int) -> ir.Shape:
     return ir.Shape([f"{name}_{axis}" for axis in range(rank)])
 
 
-@lru_cache(maxsize=None)
+@cache
 def conv_model(style: BodyStyle, taps: int, bias: bool) -> onnx.ModelProto:
     inputs = {"BCx": (FLOAT, 3), "weight": (FLOAT, 2), "mask": (FLOAT, 2), "past_conv": (FLOAT, 3)}
     if bias:
@@ -119,12 +122,22 @@ def conv_model(style: BodyStyle, taps: int, bias: bool) -> onnx.ModelProto:
     return one_node_model(function, inputs, {"y": 3, "present_conv": 3})
 
 
-@lru_cache(maxsize=None)
+@cache
 def moe_model(style: BodyStyle, top_k: int, norm: bool, scale: float, dtype: ir.DataType = FLOAT) -> onnx.ModelProto:
     weights = {"router_weight": (FLOAT, 2), "expert_bias": (FLOAT, 1), "gate_up": (dtype, 3), "down": (dtype, 3)}
     function = sparse_moe_function(style=style, weight_dtype=dtype)
     attributes = {"top_k": top_k, "norm_topk_prob": int(norm), "routed_scaling_factor": float(scale)}
     return one_node_model(function, {"x": (FLOAT, 2), **weights}, {"y": 2}, **attributes)
+
+
+def with_initializers(model: onnx.ModelProto, values: Mapping[str, npt.NDArray[np.generic]]) -> onnx.ModelProto:
+    """A copy of the model whose inputs but the first have these values."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for value in copy.graph.input[1:]:
+        copy.graph.initializer.append(onnx.numpy_helper.from_array(values[value.name], value.name))
+    del copy.graph.input[1:]
+    return copy
 
 
 def runner_of(runner: str, make: Callable[..., onnx.ModelProto], *arguments: object) -> Run:
@@ -133,7 +146,7 @@ def runner_of(runner: str, make: Callable[..., onnx.ModelProto], *arguments: obj
     return _compiled(engine, make, BodyStyle(style), arguments)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _compiled(
     engine: str, make: Callable[..., onnx.ModelProto], style: BodyStyle, arguments: tuple[object, ...]
 ) -> Run:
@@ -407,16 +420,45 @@ def test_the_scaling_factor_multiplies_the_result(runner: str) -> None:
 def test_weights_may_be_initializers_of_either_precision(runner: str, dtype: ir.DataType) -> None:
     """As in an exported file, where a runtime may lay constant weights out anew when it loads them."""
     case = moe_inputs(9, 64, 8, 32)
-    model = onnx.ModelProto()
-    model.CopyFrom(moe_model(BodyStyle(runner.partition("-")[0]), 2, True, 1.0, dtype))
-    for name in list(case)[1:]:
-        array = case[name].astype(np.float16) if name in ("gate_up", "down") and dtype == FLOAT16 else case[name]
-        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
-    del model.graph.input[1:]
+    stored: dict[str, npt.NDArray[np.generic]] = {**case}
+    if dtype == FLOAT16:
+        stored |= {name: case[name].astype(np.float16) for name in ("gate_up", "down")}
+    model = with_initializers(moe_model(BodyStyle(runner.partition("-")[0]), 2, True, 1.0, dtype), stored)
 
     (y,) = ort_session(model).run(None, {"x": case["x"]})
 
     assert_close(y, sparse_moe_formula(*case.values(), 2, True, 1.0), 1e-5 if dtype == FLOAT else 3e-3)
+
+
+_PEAK_OF_A_PREFILL = """
+import resource, sys
+import numpy as np
+import onnxruntime as ort
+
+options = ort.SessionOptions()
+options.intra_op_num_threads = 1
+session = ort.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+hidden = int(sys.argv[2])
+peaks = []
+for tokens in (1, 512):
+    session.run(None, {"x": np.random.default_rng(0).standard_normal((tokens, hidden), np.float32)})
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+print(peaks[1] - peaks[0])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="peak memory is read from getrusage")
+@pytest.mark.parametrize("style", BodyStyle)
+def test_a_prefill_copies_no_expert_per_token(style: BodyStyle, tmp_path: Path) -> None:
+    """512 tokens with two experts each: a copy per token would take 800 MB."""
+    hidden, width, experts = 256, 256, 8
+    case = moe_inputs(1, hidden, experts, width)
+    copies = 512 * 2 * 3 * hidden * width * 4
+    path = tmp_path / "moe.onnx"
+    path.write_bytes(with_initializers(moe_model(style, 2, True, 1.0), case).SerializeToString())
+    command = [sys.executable, "-c", _PEAK_OF_A_PREFILL, str(path), str(hidden)]
+    growth = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert growth < copies / 20
 
 
 # --- the models as files ----------------------------------------------------------------------------------------------
@@ -445,5 +487,5 @@ def test_a_call_without_an_attribute_is_refused() -> None:
     model = onnx.ModelProto()
     model.CopyFrom(moe_model(BodyStyle.STANDARD, 2, True, 1.0))
     del model.graph.node[0].attribute[:]
-    with pytest.raises(Exception, match="top_k|attribute"):
+    with pytest.raises(Exception, match=r"top_k|attribute"):
         ort_session(model).run(None, moe_inputs(1, 4, 4, 2))

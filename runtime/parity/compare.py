@@ -94,10 +94,13 @@ class _Comparison:
         metrics = comparison.summary()
         found = [*self._quality_checks(metrics), *self._consistency_checks(metrics)]
         greedy = self._greedy(found)
-        layers = self._layers(found)
         tasks, reference_tasks = self._tasks(found)
+        provider = self.runner.provider
+        # The next step opens a session of its own: two at once would double the memory that a large model takes.
+        del self.runner
+        layers = self._layers(found)
         return ParityReport(
-            identity=identity(artifact, self.checkpoint, self.options.backend, self.runner.provider),
+            identity=identity(artifact, self.checkpoint, self.options.backend, provider),
             thresholds=self.thresholds,
             logits=metrics,
             chunks=comparison.chunks,

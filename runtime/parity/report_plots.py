@@ -91,7 +91,7 @@ def _svg(draw: Callable[[Axes, ParityReport], None], report: ParityReport, title
 def _difference_caption(report: ParityReport) -> str:
     equal, different = report.samples.equal, int(report.samples.histogram.sum())
     share = equal / max(equal + different, 1)
-    note = f" {share:.0%} do not differ at all." if equal else ""
+    note = f" {share:.0%} do not differ at all." if share >= 0.005 else ""
     return f"How many of {equal + different:,} sampled logits differ by how much.{note}"
 
 
@@ -103,6 +103,8 @@ def _scatter(axes: Axes, report: ParityReport) -> None:
     if len(x):
         ends = [float(min(x.min(), y.min())), float(max(x.max(), y.max()))]
         axes.plot(ends, ends, color=_MUTED, linewidth=0.8)
+    else:
+        axes.set(xlim=(0, 1), ylim=(0, 1))
     axes.scatter(x[keep], y[keep], s=7, color=_ACCENT, alpha=0.45, linewidths=0)
     axes.set(xlabel="reference", ylabel="model")
     _grid(axes)
@@ -136,9 +138,11 @@ def _kld(axes: Axes, report: ParityReport) -> None:
     edges = np.unique(np.linspace(0, position.max() + 1, 25).astype(int))
     spans = [(a, b, kld[(position >= a) & (position < b)]) for a, b in pairwise(edges)]
     middles = [((a + b - 1) / 2, np.nanmedian(k)) for a, b, k in spans if np.isfinite(k).any()]
+    _log_scale(axes)
     if middles:
         axes.plot(*zip(*middles, strict=True), color=_SECOND, linewidth=1.6)
-    _log_scale(axes)
+    else:
+        axes.set_ylim(_LEAST_KLD, 1)
     if report.thresholds.max_kld is not None and report.thresholds.max_kld > 0:
         axes.axhline(report.thresholds.max_kld, color=_BAD, linewidth=1, linestyle="--", label="limit of the mean")
         axes.legend(loc="best", fontsize=8)
@@ -156,7 +160,7 @@ def _top1(axes: Axes, report: ParityReport) -> None:
     axes.set_ylim(max(0.0, floor - max(0.02, (1 - floor) * 0.5)), 1)
     if limit is not None:
         axes.axhline(limit, color=_BAD, linewidth=1, linestyle="--", label=f"limit of the mean, {limit:.3g}")
-        axes.legend(loc="lower right", fontsize=8)
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), fontsize=8)
     axes.yaxis.set_major_formatter(_percent())
     if len(shares) <= _LABELLED_BARS:
         labels = [c.label if len(c.label) <= 18 else c.label[:17] + "…" for c in report.chunks]
