@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 from clients.client_cases import FP32_PROFILES, MAX_NEW_TOKENS, PROFILES, Cases, cases_of, export
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from lfm_onnx.checkpoint import Checkpoint
+from lfm_onnx.export.portable_template import portable_template
 from lfm_onnx.runtime.reference import Reference
 
 genai = pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai is not installed on this platform")
@@ -161,7 +163,30 @@ def test_generation_settings_of_the_checkpoint_reach_genai(cases: Cases, tiny_lf
     assert options["temperature"] == pytest.approx(0.3)
     assert options["repetition_penalty"] == pytest.approx(1.05)
     made = generator(model, [cases.prompts[0]], repetition_penalty=1.0)
-    assert finish(made) == up_to(cases.answers[0], stop) + [stop]
+    assert finish(made) == [*up_to(cases.answers[0], stop), stop]
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        '{% if "</think>" in content %}A{% endif %}',
+        '{%- if message.role == "assistant" and "</think>" in message["content"] and not keep -%}A{%- endif -%}',
+        "{% if '<think>' not in message.content %}A{% endif %}",
+        '{% if not "</think>" in message.content %}A{% endif %}',
+        '{{ "A" if ("</think>" in content) else "B" }}',
+        '{% set found = "</think>" in message.content %}{{ found }}',
+        '{% if "role" in message %}"</think>" in content{% endif %}',
+        '{% if "</think>" in content | default("", true) | upper %}A{% endif %}',
+    ],
+)
+@pytest.mark.parametrize("content", ["<think>why</think>so", "so", "", ["</think> as a part"], {"a": 1}])
+def test_the_template_for_genai_means_the_same(template: str, content: Any) -> None:
+    def render(source: str) -> str:
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        message = {"role": "assistant", "content": content}
+        return environment.from_string(source).render(content=content, message=message, keep=False)
+
+    assert render(portable_template(template)) == render(template)
 
 
 @pytest.mark.parametrize("profile", FP32_PROFILES)

@@ -1,15 +1,17 @@
-"""transformers.js, over onnxruntime-node and over wasm, loads an artifact as it is and answers as the reference does."""
+"""transformers.js, over onnxruntime-node and wasm, loads an artifact as it is and answers as the reference does."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from clients.client_cases import MAX_NEW_TOKENS, PROFILES, Cases, cases_of, export
+from lfm_onnx.checkpoint import Checkpoint
 
 CLIENTS = Path(__file__).parent / "clients"
 NODE_PACKAGES = ("@huggingface/transformers", "onnxruntime-node", "onnxruntime-web")
@@ -88,3 +90,18 @@ def test_text_and_ids_of_a_conversation_equal_transformers(result: Any, cases: C
 
 def test_the_text_generation_pipeline_replies_to_messages(result: Any, cases: Cases) -> None:
     assert result["reply"] == cases.decoded[0]
+
+
+def test_the_layers_are_named_even_if_the_checkpoint_lists_attention_layers_only(
+    variant_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(variant_checkpoint("dense"), checkpoint)
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    layer_types = config.pop("layer_types")
+    config["full_attn_idxs"] = [index for index, kind in enumerate(layer_types) if kind == "full_attention"]
+    (checkpoint / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+    artifact = export(Checkpoint.open(checkpoint), tmp_path / "out", PROFILES[0], tokenizer=False)
+    # transformers.js takes the names of the caches from this list.
+    assert json.loads((artifact / "config.json").read_text(encoding="utf-8"))["layer_types"] == layer_types

@@ -41,7 +41,8 @@ async function twoTurns(model, prompt, job) {
 async function run(folder, job) {
     const name = locate(folder);
     const tokenizer = await AutoTokenizer.from_pretrained(name);
-    const model = await AutoModelForCausalLM.from_pretrained(name); // dtype and data files: the artifact's own settings
+    // The artifact itself says which dtype and data files it has.
+    const model = await AutoModelForCausalLM.from_pretrained(name, { session_options: { intraOpNumThreads: 1 } });
     const render = ({ messages, tools }, options) =>
         tokenizer.apply_chat_template(messages, { tools: tools ?? null, add_generation_prompt: true, ...options });
     const alone = [];
