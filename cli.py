@@ -19,6 +19,8 @@ _COMMANDS = {
     "generate": (".runtime.commands:generate", "Answer one prompt."),
     "chat": (".runtime.commands:chat", "Hold a conversation."),
     "inspect": (".runtime.commands:inspect", "Show what is in an artifact and what it needs."),
+    "bench": (".runtime.bench_command:bench", "Measure an artifact's speed and memory."),
+    "doctor": (".runtime.doctor:doctor", "Say what this machine has for lfm-onnx."),
 }
 
 INTERRUPTED = 130
@@ -35,7 +37,7 @@ class CommandLine(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module, _, attribute = _COMMANDS[cmd_name][0].partition(":")
-        return getattr(importlib.import_module(module, __package__), attribute)  
+        return getattr(importlib.import_module(module, __package__), attribute)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

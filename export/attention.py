@@ -6,8 +6,10 @@ import onnx_ir as ir
 from onnxscript import OpBuilder, nn
 
 from ..config import LfmConfig
+from ..quantize.formats import BlockFormat
 from .graph_context import GraphContext, GroupQueryInputs, MaskedAttentionInputs
-from .modules import Linear, RMSNorm
+from .modules import Linear, NormWeight, RMSNorm
+from .weight_parameters import WeightFormat
 
 
 class Attention(nn.Module):
@@ -16,26 +18,29 @@ class Attention(nn.Module):
     Cache: [batch, kv_heads, columns, head_dim] for keys (after norm and rotation) and values.
     """
 
-    def __init__(self, config: LfmConfig, dtype: ir.DataType) -> None:
+    def __init__(self, config: LfmConfig, weights: WeightFormat) -> None:
         super().__init__()
         width = config.num_attention_heads * config.head_dim
         self.config = config
-        self.q_proj = Linear(config.hidden_size, width, dtype=dtype)
-        self.k_proj = Linear(config.hidden_size, config.kv_dim, dtype=dtype)
-        self.v_proj = Linear(config.hidden_size, config.kv_dim, dtype=dtype)
-        self.out_proj = Linear(width, config.hidden_size, dtype=dtype)
-        self.q_layernorm = RMSNorm(config.head_dim, config.norm_eps)
-        self.k_layernorm = RMSNorm(config.head_dim, config.norm_eps)
+        if isinstance(weights, BlockFormat):
+            # One matrix, the rows of q, k and v below one another: activations are quantized and read once.
+            self.qkv_proj = Linear(config.hidden_size, width + 2 * config.kv_dim, weights)
+            self.q_layernorm: nn.Module = NormWeight(config.head_dim)
+            self.k_layernorm: nn.Module = NormWeight(config.head_dim)
+        else:
+            self.q_proj = Linear(config.hidden_size, width, weights)
+            self.k_proj = Linear(config.hidden_size, config.kv_dim, weights)
+            self.v_proj = Linear(config.hidden_size, config.kv_dim, weights)
+            self.q_layernorm = RMSNorm(config.head_dim, config.norm_eps)
+            self.k_layernorm = RMSNorm(config.head_dim, config.norm_eps)
+        self.out_proj = Linear(width, config.hidden_size, weights)
 
     def forward(
         self, op: OpBuilder, x: ir.Value, context: GraphContext, past_key: ir.Value, past_value: ir.Value
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """x [B*S, hidden] → (output [B*S, hidden], present key, present value)."""
-        config = self.config
-        heads, kv_heads, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-        query = self.q_layernorm(op, context.by_row(op, self.q_proj(op, x), heads, size))
-        key = self.k_layernorm(op, context.by_row(op, self.k_proj(op, x), kv_heads, size))
-        value = self.v_proj(op, x)
+        """x [B*S, hidden] or [B, S, hidden] → (output of the same shape, present key, present value)."""
+        width = self.config.num_attention_heads * self.config.head_dim
+        query, key, value = self._project(op, x, context)
         if isinstance(context.attention, GroupQueryInputs):
             attended, present_key, present_value = self._group_query(
                 op, context, query, key, value, past_key, past_value
@@ -43,7 +48,31 @@ class Attention(nn.Module):
         else:
             assert isinstance(context.attention, MaskedAttentionInputs)
             attended, present_key, present_value = self._masked(op, context, query, key, value, past_key, past_value)
-        return self.out_proj(op, op.Reshape(attended, [-1, heads * size])), present_key, present_value
+        attended = context.between_blocks(op, attended, width)
+        return self.out_proj(op, attended, context), present_key, present_value
+
+    def _project(self, op: OpBuilder, x: ir.Value, context: GraphContext) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Normed queries and keys, and values: [B, S, heads * head_dim], or any shape that reshapes to it."""
+        config = self.config
+        kv_heads = config.num_key_value_heads
+        if context.functions.quantized is None:
+            query = context.by_row(op, self.q_proj(op, x, context), config.num_attention_heads, config.head_dim)
+            key = context.by_row(op, self.k_proj(op, x, context), kv_heads, config.head_dim)
+            return self.q_layernorm(op, query), self.k_layernorm(op, key), self.v_proj(op, x, context)
+        query, key, value = op.call(
+            context.functions.quantized.split_qkv_norm,
+            self.qkv_proj(op, x, context),
+            self.q_layernorm(op),
+            self.k_layernorm(op),
+            num_heads=config.num_attention_heads,
+            kv_num_heads=kv_heads,
+            epsilon=config.norm_eps,
+        )
+        for part, heads in ((query, config.num_attention_heads), (key, kv_heads), (value, kv_heads)):
+            part.type = ir.TensorType(ir.DataType.FLOAT)
+            # Without them ONNX Runtime 1.24 takes the query for all three in one.
+            part.shape = ir.Shape(["batch_size", "sequence_length", heads * config.head_dim])
+        return query, key, value
 
     def _group_query(
         self,
@@ -59,8 +88,8 @@ class Attention(nn.Module):
         assert context.contrib is not None and isinstance(shared, GroupQueryInputs)
         config = self.config
         return context.contrib.GroupQueryAttention(
-            op.Reshape(query, [0, 0, -1]),
-            op.Reshape(key, [0, 0, -1]),
+            query if context.keeps_rows else op.Reshape(query, [0, 0, -1]),
+            key if context.keeps_rows else op.Reshape(key, [0, 0, -1]),
             context.by_row(op, value, config.kv_dim),
             past_key,
             past_value,
@@ -91,6 +120,9 @@ class Attention(nn.Module):
         config = self.config
         kv_heads, size = config.num_key_value_heads, config.head_dim
         group = config.num_attention_heads // kv_heads
+        if context.keeps_rows:
+            query = context.by_row(op, query, config.num_attention_heads, size)
+            key = context.by_row(op, key, kv_heads, size)
         query = op.Transpose(_rotate(op, query, shared), perm=[0, 2, 1, 3])
         present_key = op.Concat(past_key, op.Transpose(_rotate(op, key, shared), perm=[0, 2, 1, 3]), axis=2)
         new_value = op.Transpose(context.by_row(op, value, kv_heads, size), perm=[0, 2, 1, 3])
@@ -104,7 +136,8 @@ class Attention(nn.Module):
         weights = op.Softmax(op.Add(op.Reshape(scores, by_query), shared.bias), axis=-1)
         attended = op.MatMul(op.Reshape(weights, op.Shape(scores)), present_value)
         by_head = op.Concat(batch, [config.num_attention_heads, -1, size], axis=0)
-        return op.Transpose(op.Reshape(attended, by_head), perm=[0, 2, 1, 3]), present_key, present_value
+        by_token = op.Transpose(op.Reshape(attended, by_head), perm=[0, 2, 1, 3])
+        return op.Reshape(by_token, [0, 0, -1]), present_key, present_value
 
 
 def _rotate(op: OpBuilder, x: ir.Value, shared: MaskedAttentionInputs) -> ir.Value:

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from ..checkpoint import Checkpoint
 from ..config import LfmConfig
 from ..errors import TokenizerError
@@ -23,7 +25,7 @@ _SEARCH_DEFAULTS = ("do_sample", "temperature", "top_k", "top_p", "repetition_pe
 
 
 def require_tokenizer(checkpoint: Checkpoint) -> None:
-    """TokenizerError unless the checkpoint holds a tokenizer.json that is a JSON object."""
+    """TokenizerError unless the checkpoint holds a tokenizer.json that the tokenizers library loads."""
     path = checkpoint.folder / "tokenizer.json"
     if not path.is_file():
         raise TokenizerError(
@@ -31,6 +33,11 @@ def require_tokenizer(checkpoint: Checkpoint) -> None:
             "alone with --no-tokenizer"
         )
     _read_object(path)
+    try:
+        Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        reason = " ".join(str(error).split())
+        raise TokenizerError(f"{path} cannot be used: {reason}; copy it again from the model's repository") from None
 
 
 def check_client_files(checkpoint: Checkpoint) -> None:

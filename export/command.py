@@ -12,7 +12,9 @@ from typing import Any
 import click
 
 from ..checkpoint import Checkpoint
+from ..errors import InputError
 from ..progress import byte_progress
+from ..quantize.formats import SCALE_DTYPES
 from ..quantize.precision import PRECISIONS
 from .exporter import ExportOptions, ExportPlan, export_checkpoint, plan_export
 from .ops import BodyStyle
@@ -29,6 +31,9 @@ from .ops import BodyStyle
     show_default=True,
     help="custom: with ONNX Runtime's contrib ops, fastest there; standard: ai.onnx alone, for any runtime.",
 )
+@click.option("--block-size", type=click.Choice(["32", "64", "128"]), help="q4, q8: weights per scale [default: 32].")
+@click.option("--scale-dtype", type=click.Choice(SCALE_DTYPES), help="q4, q8: type of the scales [default: float16].")
+@click.option("--zero-points", is_flag=True, help="q4, q8: store a zero point per block.")
 @click.option("--context-length", type=click.IntRange(min=1), help="Positions to support [default: the model's].")
 @click.option("--revision", help="Branch, tag or commit, where CHECKPOINT is a hub id.")
 @click.option("--tokenizer/--no-tokenizer", default=True, help="Require and copy the tokenizer files.")
@@ -40,6 +45,9 @@ def export(
     output: Path,
     precision: str,
     ops: str,
+    block_size: str | None,
+    scale_dtype: str | None,
+    zero_points: bool,
     context_length: int | None,
     revision: str | None,
     tokenizer: bool,
@@ -55,7 +63,13 @@ def export(
     # A plain kill ends like Ctrl-C: finished files stay for the next run.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     source = Checkpoint.open(checkpoint, revision=revision, progress=lambda line: click.echo(line, err=True))
-    options = ExportOptions(PRECISIONS[precision], BodyStyle(ops), context_length, force, tokenizer)
+    try:
+        stored = PRECISIONS[precision].with_blocks(
+            int(block_size) if block_size else None, scale_dtype, zero_points=zero_points
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    options = ExportOptions(stored, BodyStyle(ops), context_length, force, tokenizer)
     plan = plan_export(source, options)
     if dry_run:
         result = {"dry_run": True, "output": str(output), **plan.to_dict()}

@@ -8,11 +8,14 @@ import onnx_ir as ir
 from onnxscript import GraphBuilder, OpBuilder, nn
 
 from ..config import LfmConfig
+from ..quantize.formats import BlockFormat
 from .attention import Attention
+from .functions import declare_functions
 from .graph_context import GraphContext, declare_context
 from .logits_rows import rows_to_keep
-from .modules import MLP, AddRMSNorm, ShortConv, SparseMoE, linear
-from .ops import DOMAIN, DOMAIN_VERSION, BodyStyle, gated_short_conv_function, sparse_moe_function
+from .modules import MLP, AddRMSNorm, QuantizedMLP, ShortConv, SparseMoE, linear
+from .ops import DOMAIN, DOMAIN_VERSION, BodyStyle
+from .weight_parameters import WeightFormat, declare_weight
 
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 IR_VERSION = 10
@@ -24,8 +27,8 @@ class GraphOptions:
     """What the caller chooses of a graph."""
 
     style: BodyStyle
-    weight_dtype: ir.DataType
-    """float32 or float16: linear, expert and embedding weights. Norms, router and convolution kernels stay float32."""
+    weights: WeightFormat
+    """Of linear, expert and embedding weights. Norms, router and convolution kernels stay float32."""
     context_length: int
     """Positions that the graph can address."""
 
@@ -33,19 +36,16 @@ class GraphOptions:
 class DecoderLayer(nn.Module):
     """x += operator(operator_norm(x)); x += feed_forward(ffn_norm(x))."""
 
-    def __init__(self, config: LfmConfig, index: int, dtype: ir.DataType) -> None:
+    def __init__(self, config: LfmConfig, index: int, weights: WeightFormat) -> None:
         super().__init__()
         self.is_conv = config.layer_types[index] == "conv"
         self.operator_norm = AddRMSNorm(config.hidden_size, config.norm_eps)
         if self.is_conv:
-            self.conv = ShortConv(config, dtype)
+            self.conv = ShortConv(config, weights)
         else:
-            self.self_attn = Attention(config, dtype)
+            self.self_attn = Attention(config, weights)
         self.ffn_norm = AddRMSNorm(config.hidden_size, config.norm_eps)
-        self.is_moe = config.is_moe_layer(index)
-        self.feed_forward: nn.Module = (
-            SparseMoE(config, dtype) if self.is_moe else MLP(config.hidden_size, config.ff_dim, dtype)
-        )
+        self.feed_forward = _feed_forward(config, index, weights)
 
     def forward(
         self,
@@ -54,7 +54,6 @@ class DecoderLayer(nn.Module):
         delta: ir.Value | None,
         context: GraphContext,
         past: tuple[ir.Value, ...],
-        functions: Functions,
     ) -> tuple[ir.Value, ir.Value, tuple[ir.Value, ...], ir.Value]:
         """(residual, delta, present states, the residual stream that entered): the layer's result is residual + delta.
 
@@ -63,77 +62,97 @@ class DecoderLayer(nn.Module):
         entered, x = self.operator_norm(op, residual, delta, context)
         present: tuple[ir.Value, ...]
         if self.is_conv:
-            y, *states = self.conv(op, x, context, past[0], functions.gated_short_conv)
+            y, *states = self.conv(op, x, context, past[0])
         else:
             y, *states = self.self_attn(op, x, context, *past)
         present = tuple(states)
         residual, x = self.ffn_norm(op, entered, y, context)
-        y = self.feed_forward(op, x, functions.sparse_moe) if self.is_moe else self.feed_forward(op, x)
-        return residual, y, present, entered
+        return residual, self.feed_forward(op, x, context), present, entered
 
 
-@dataclass(frozen=True)
-class Functions:
-    """The model-local functions that the layers call."""
-
-    gated_short_conv: ir.Function
-    sparse_moe: ir.Function
+def _feed_forward(config: LfmConfig, index: int, weights: WeightFormat) -> nn.Module:
+    if config.is_moe_layer(index):
+        return SparseMoE(config, weights)
+    if isinstance(weights, BlockFormat):
+        return QuantizedMLP(config.hidden_size, config.ff_dim, weights)
+    return MLP(config.hidden_size, config.ff_dim, weights)
 
 
 class Backbone(nn.Module):
-    """Embedding, layers and final norm; [B, S] token ids → [B*S, hidden]."""
+    """Embedding, layers and final norm; [B, S] token ids → [B*S, hidden] or, quantized, [B, S, hidden]."""
 
-    def __init__(self, config: LfmConfig, dtype: ir.DataType) -> None:
+    def __init__(self, config: LfmConfig, weights: WeightFormat) -> None:
         super().__init__("model")
-        self.embed_tokens = nn.Parameter(
-            [config.vocab_size, config.hidden_size], dtype=dtype, name="embed_tokens.weight"
+        self.hidden_size = config.hidden_size
+        self.format = weights
+        self.embed_tokens = declare_weight(
+            self, "embed_tokens.weight", [config.vocab_size, config.hidden_size], weights
         )
-        self.layers = nn.ModuleList([DecoderLayer(config, i, dtype) for i in range(config.num_hidden_layers)])
+        self.layers = nn.ModuleList([DecoderLayer(config, i, weights) for i in range(config.num_hidden_layers)])
         self.embedding_norm = AddRMSNorm(config.hidden_size, config.norm_eps)
 
     def forward(
-        self, op: OpBuilder, context: GraphContext, pasts: list[tuple[ir.Value, ...]], functions: Functions
+        self, op: OpBuilder, context: GraphContext, pasts: list[tuple[ir.Value, ...]]
     ) -> tuple[ir.Value, list[tuple[ir.Value, ...]]]:
-        embedded = op.Gather(self.embed_tokens, op.Reshape(context.input_ids, [-1]), axis=0)
-        residual = embedded if self.embed_tokens.dtype == FLOAT else op.Cast(embedded, to=FLOAT)
+        residual = self._embed(op, context)
         delta: ir.Value | None = None
         presents = []
         for index, (layer, past) in enumerate(zip(self.layers, pasts, strict=True)):
-            residual, delta, present, entered = layer(op, residual, delta, context, past, functions)
+            residual, delta, present, entered = layer(op, residual, delta, context, past)
             entered.name = f"hidden_states.{index - 1}" if index else "hidden_states.embed"
             presents.append(present)
         total, final = self.embedding_norm(op, residual, delta, context)
         total.name, final.name = f"hidden_states.{len(pasts) - 1}", "hidden_states.final"
         return final, presents
 
+    def _embed(self, op: OpBuilder, context: GraphContext) -> ir.Value:
+        table, fmt = self.embed_tokens, self.format
+        if not isinstance(fmt, BlockFormat):
+            rows = op.Gather(table.values, op.Reshape(context.input_ids, [-1]), axis=0)
+            return rows if fmt == FLOAT else op.Cast(rows, to=FLOAT)
+        assert context.functions.quantized is not None
+        embedded = op.call(
+            context.functions.quantized.gather_dequantize,
+            table.values,
+            table.scales,
+            table.zero_points,
+            context.input_ids,
+            K=self.hidden_size,
+            bits=fmt.bits,
+            block_size=fmt.block_size,
+        )
+        embedded.type = ir.TensorType(FLOAT)
+        return embedded
+
 
 class LfmForCausalLM(nn.Module):
     """Backbone and LM head, tied or not; logits of the rows that ``num_logits_to_keep`` asks for."""
 
-    def __init__(self, config: LfmConfig, dtype: ir.DataType) -> None:
+    def __init__(self, config: LfmConfig, weights: WeightFormat) -> None:
         super().__init__()
-        self.config = config
-        self.model = Backbone(config, dtype)
-        self.lm_head = (
-            None
-            if config.tie_word_embeddings
-            else nn.Parameter([config.vocab_size, config.hidden_size], dtype=dtype, name="lm_head.weight")
-        )
+        self.size = (config.vocab_size, config.hidden_size)
+        self.format = weights
+        self.model = Backbone(config, weights)
+        tied = config.tie_word_embeddings
+        self.lm_head = None if tied else declare_weight(self, "lm_head.weight", list(self.size), weights)
 
     def forward(
         self,
         op: OpBuilder,
         context: GraphContext,
         pasts: list[tuple[ir.Value, ...]],
-        functions: Functions,
         num_logits_to_keep: ir.Value,
     ) -> tuple[ir.Value, list[tuple[ir.Value, ...]]]:
-        hidden, presents = self.model(op, context, pasts, functions)
+        final, presents = self.model(op, context, pasts)
+        vocab_size, hidden_size = self.size
         rows = rows_to_keep(op, context, num_logits_to_keep)
-        kept = op.Reshape(op.Gather(hidden, rows, axis=0), [-1, self.config.hidden_size])
-        logits = linear(op, kept, self.lm_head if self.lm_head is not None else self.model.embed_tokens)
-        shape = op.Concat(op.Shape(rows), [self.config.vocab_size], axis=0)
-        return op.Reshape(logits, shape), presents
+        by_token = op.Reshape(final, [-1, hidden_size]) if context.keeps_rows else final
+        kept = context.between_blocks(op, op.Gather(by_token, rows, axis=0), hidden_size)
+        head = self.lm_head if self.lm_head is not None else self.model.embed_tokens
+        logits = linear(op, kept, head, self.size, self.format, context)
+        if context.keeps_rows:
+            return logits, presents
+        return op.Reshape(logits, op.Concat(op.Shape(rows), [vocab_size], axis=0)), presents
 
 
 def declare_model(config: LfmConfig, options: GraphOptions) -> ir.Model:
@@ -154,12 +173,9 @@ def declare_model(config: LfmConfig, options: GraphOptions) -> ir.Model:
     keep = builder.input(
         "num_logits_to_keep", INT64, [], const_value=ir.tensor(1, dtype=INT64, name="num_logits_to_keep")
     )
-    functions = Functions(
-        gated_short_conv_function(config.conv_L_cache, bias=config.conv_bias, style=style),
-        sparse_moe_function(style=style, weight_dtype=options.weight_dtype),
-    )
-    context = declare_context(op, config, style, options.context_length, input_ids, mask)
-    logits, presents = LfmForCausalLM(config, options.weight_dtype)(op, context, pasts, functions, keep)
+    functions = declare_functions(config, style, options.weights)
+    context = declare_context(op, config, functions, style, options.context_length, input_ids, mask)
+    logits, presents = LfmForCausalLM(config, options.weights)(op, context, pasts, keep)
 
     logits.type, logits.shape = ir.TensorType(FLOAT), ir.Shape(["batch_size", 1, config.vocab_size])
     builder.add_output(logits, "logits")

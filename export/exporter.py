@@ -16,6 +16,7 @@ from .. import __version__
 from ..artifact import MANIFEST_NAME
 from ..checkpoint import Checkpoint
 from ..errors import InputError
+from ..quantize.formats import BlockFormat
 from ..quantize.precision import FP32, Precision
 from .client_configs import check_client_files, require_tokenizer, write_client_files
 from .data_files import DataFile, plan_data_files, write_data_file
@@ -23,6 +24,7 @@ from .decoder import GraphOptions, declare_model
 from .manifest import SourceHash, build_manifest, describe_file, identity, state_bytes
 from .ops import BodyStyle
 from .staging import Staging, check_space, check_target
+from .weight_parameters import WeightFormat, check_block_format
 from .weights import WeightTensor, weight_tensors
 
 INLINE_BYTES = 1024
@@ -69,6 +71,7 @@ class ExportPlan:
         return {
             "checkpoint": self.checkpoint.source,
             "precision": self.options.precision.name,
+            "weights": self.options.precision.weight_format,
             "ops": self.options.style.value,
             "context_length": self.context_length,
             "data_files": [{"path": f"onnx/{file.name}", "bytes": file.nbytes} for file in self.data_files],
@@ -90,9 +93,14 @@ def plan_export(checkpoint: Checkpoint, options: ExportOptions) -> ExportPlan:
     if options.tokenizer:
         require_tokenizer(checkpoint)
     check_client_files(checkpoint)
-    dtype = ir.DataType.from_numpy(options.precision.weight_dtype)
-    model = declare_model(checkpoint.config, GraphOptions(options.style, dtype, context_length))
-    tensors = weight_tensors(model, checkpoint)
+    weights = options.precision.weights
+    if isinstance(weights, BlockFormat):
+        check_block_format(checkpoint.config, weights)
+        weight_format: WeightFormat = weights
+    else:
+        weight_format = ir.DataType.from_numpy(weights)
+    model = declare_model(checkpoint.config, GraphOptions(options.style, weight_format, context_length))
+    tensors = weight_tensors(model, checkpoint, weights if isinstance(weights, BlockFormat) else None)
     inline = tuple(tensor for tensor in tensors if tensor.nbytes <= INLINE_BYTES)
     external = (tensor for tensor in tensors if tensor.nbytes > INLINE_BYTES)
     files = tuple(plan_data_files(external, options.precision.data_file))

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from ..config import LfmConfig
+from .functions import Functions
 from .ops import BodyStyle
 from .ops.domain import CONTRIB_DOMAIN, CONTRIB_VERSION
 
@@ -29,6 +30,9 @@ class GraphContext:
 
     config: LfmConfig
     style: BodyStyle
+    functions: Functions
+    keeps_rows: bool
+    """Activations between blocks are [B, S, hidden] rather than [B*S, hidden]."""
     contrib: OpBuilder | None
     """com.microsoft operators; None in the standard style."""
     batch_and_sequence: ir.Value
@@ -47,10 +51,16 @@ class GraphContext:
     _shapes: dict[tuple[int, ...], ir.Value] = field(default_factory=dict)
 
     def by_row(self, op: OpBuilder, x: ir.Value, *dims: int) -> ir.Value:
-        """[B*S, ·] as [B, S, *dims]."""
+        """[B*S, ·] or [B, S, ·] as [B, S, *dims]."""
+        if self.keeps_rows and len(dims) == 1:
+            return x
         if dims not in self._shapes:
             self._shapes[dims] = op.Concat(self.batch_and_sequence, list(dims), axis=0)
         return op.Reshape(x, self._shapes[dims])
+
+    def between_blocks(self, op: OpBuilder, x: ir.Value, width: int) -> ir.Value:
+        """[B, S, width] in the shape that activations have between blocks."""
+        return x if self.keeps_rows else op.Reshape(x, [-1, width])
 
 
 @dataclass(frozen=True)
@@ -79,7 +89,13 @@ class MaskedAttentionInputs:
 
 
 def declare_context(
-    op: OpBuilder, config: LfmConfig, style: BodyStyle, context_length: int, input_ids: ir.Value, mask: ir.Value
+    op: OpBuilder,
+    config: LfmConfig,
+    functions: Functions,
+    style: BodyStyle,
+    context_length: int,
+    input_ids: ir.Value,
+    mask: ir.Value,
 ) -> GraphContext:
     """Emit the graph's start: ``input_ids`` int64 [B, S], ``mask`` int64 [B, T] with the past's columns first."""
     batch_and_sequence = op.Shape(input_ids)
@@ -100,6 +116,8 @@ def declare_context(
     context = GraphContext(
         config=config,
         style=style,
+        functions=functions,
+        keeps_rows=functions.quantized is not None,
         contrib=contrib,
         batch_and_sequence=batch_and_sequence,
         sequence=sequence,

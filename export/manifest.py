@@ -152,10 +152,11 @@ def parameter_count(checkpoint: Checkpoint) -> int:
 
 
 def precision_by_kind(tensors: Iterable[WeightTensor]) -> dict[str, dict[str, Any]]:
-    """Per tensor class: its dtype, number of tensors and bytes."""
+    """Per tensor class: its dtype or block format, number of weights, and bytes with scales and zero points."""
     kinds: dict[str, dict[str, Any]] = {}
     for tensor in tensors:
-        entry = kinds.setdefault(tensor.kind, {"dtype": tensor.dtype.name, "tensors": 0, "bytes": 0})
-        entry["tensors"] += 1
+        stored = tensor.blocks.to_dict() if tensor.blocks is not None else {"dtype": tensor.dtype.name}
+        entry = kinds.setdefault(tensor.kind, {**stored, "tensors": 0, "bytes": 0})
+        entry["tensors"] += not tensor.is_part
         entry["bytes"] += tensor.nbytes
     return kinds

@@ -1,8 +1,9 @@
 """The model's blocks as onnxscript modules: each declares its weights and emits its part of the graph.
 
-Tensors between blocks are two-dimensional, [tokens, hidden] with tokens = batch * sequence; a block that mixes tokens
-over time reshapes on entry and exit. Linear weights keep the checkpoint's [out, in] layout (Gemm with transB), so
-nothing is transposed on its way into the file.
+Activations between blocks are [batch * sequence, hidden] in models of float weights, whose linear layers are Gemm nodes
+on two-dimensional tensors, and [batch, sequence, hidden] in quantized ones; a block that mixes tokens over time
+reshapes on entry and exit where it must. Weights keep the checkpoint's [out, in] layout (Gemm with transB), so nothing
+is transposed on its way into the file.
 """
 
 from __future__ import annotations
@@ -11,30 +12,59 @@ import onnx_ir as ir
 from onnxscript import OpBuilder, nn
 
 from ..config import LfmConfig
+from ..quantize.formats import BlockFormat
 from .graph_context import GraphContext
+from .weight_parameters import WeightFormat, WeightParameters, declare_weight, format_attributes
 
 FLOAT = ir.DataType.FLOAT
 
 
 class Linear(nn.Module):
-    """y = x W^T + b in the weight's precision; x and y are float32 [tokens, ·]."""
+    """y = x W^T + b, computed in the weight's precision; x and y are float32 [.., ·]."""
 
-    def __init__(self, in_features: int, out_features: int, *, dtype: ir.DataType, bias: bool = False) -> None:
+    def __init__(self, in_features: int, out_features: int, weights: WeightFormat, *, bias: bool = False) -> None:
         super().__init__()
-        self.weight = nn.Parameter([out_features, in_features], dtype=dtype)
-        self.bias = nn.Parameter([out_features], dtype=dtype) if bias else None
+        self.size = (out_features, in_features)
+        self.format = weights
+        self.parameters_of_weight = declare_weight(self, "weight", [out_features, in_features], weights)
+        bias_dtype = FLOAT if isinstance(weights, BlockFormat) else weights
+        self.bias = nn.Parameter([out_features], dtype=bias_dtype) if bias else None
 
-    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
-        return linear(op, x, self.weight, self.bias)
+    def forward(self, op: OpBuilder, x: ir.Value, context: GraphContext) -> ir.Value:
+        return linear(op, x, self.parameters_of_weight, self.size, self.format, context, self.bias)
 
 
-def linear(op: OpBuilder, x: ir.Value, weight: nn.Parameter, bias: nn.Parameter | None = None) -> ir.Value:
-    """x W^T + b, computed in the weight's type, float32 outside."""
-    dtype = weight.dtype
-    if dtype == FLOAT:
-        return op.Gemm(x, weight, bias, transB=1)
-    assert dtype is not None
-    return op.Cast(op.Gemm(op.Cast(x, to=dtype), weight, bias, transB=1), to=FLOAT)
+def linear(
+    op: OpBuilder,
+    x: ir.Value,
+    weight: WeightParameters,
+    size: tuple[int, int],
+    fmt: WeightFormat,
+    context: GraphContext,
+    bias: nn.Parameter | None = None,
+) -> ir.Value:
+    """x W^T + b for a weight of ``size`` (out, in): Gemm in the weight's type, or ``ai.liquid::QLinear``."""
+    if isinstance(fmt, BlockFormat):
+        assert context.functions.quantized is not None
+        inputs = [x, weight.values, weight.scales, *([weight.zero_points] if weight.zero_points is not None else [])]
+        attributes = {"K": size[1], "N": size[0], **format_attributes(fmt)}
+        y = op.call(context.functions.quantized.qlinear, *inputs, **attributes)
+        y.type = ir.TensorType(FLOAT)
+        return y if bias is None else op.Add(y, bias)
+    if fmt == FLOAT:
+        return op.Gemm(x, weight.values, bias, transB=1)
+    return op.Cast(op.Gemm(op.Cast(x, to=fmt), weight.values, bias, transB=1), to=FLOAT)
+
+
+class NormWeight(nn.Module):
+    """The weight of an RMSNorm that another node computes."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter([size], dtype=FLOAT)
+
+    def forward(self, op: OpBuilder) -> ir.Value:
+        return self.weight
 
 
 class RMSNorm(nn.Module):
@@ -70,53 +100,74 @@ class AddRMSNorm(RMSNorm):
 
 
 class MLP(nn.Module):
-    """SwiGLU: w2(silu(w1 x) * w3 x)."""
+    """SwiGLU in float weights: w2(silu(w1 x) * w3 x)."""
 
     def __init__(self, hidden: int, width: int, dtype: ir.DataType) -> None:
         super().__init__()
-        self.w1 = Linear(hidden, width, dtype=dtype)
-        self.w2 = Linear(width, hidden, dtype=dtype)
-        self.w3 = Linear(hidden, width, dtype=dtype)
+        self.w1 = Linear(hidden, width, dtype)
+        self.w2 = Linear(width, hidden, dtype)
+        self.w3 = Linear(hidden, width, dtype)
 
-    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
-        gate = self.w1(op, x)
-        return self.w2(op, op.Mul(op.Mul(gate, op.Sigmoid(gate)), self.w3(op, x)))
+    def forward(self, op: OpBuilder, x: ir.Value, context: GraphContext) -> ir.Value:
+        gate = self.w1(op, x, context)
+        return self.w2(op, op.Mul(op.Mul(gate, op.Sigmoid(gate)), self.w3(op, x, context)), context)
+
+
+class QuantizedMLP(nn.Module):
+    """The same as one ``ai.liquid::SwiGLU`` node; rows of w1 and w3 in turn, as in the experts."""
+
+    def __init__(self, hidden: int, width: int, fmt: BlockFormat) -> None:
+        super().__init__()
+        self.hidden, self.width, self.format = hidden, width, fmt
+        self.w13 = declare_weight(self, "gate_up.weight", [2 * width, hidden], fmt)
+        self.w2 = declare_weight(self, "down.weight", [hidden, width], fmt)
+
+    def forward(self, op: OpBuilder, x: ir.Value, context: GraphContext) -> ir.Value:
+        assert context.functions.quantized is not None
+        attributes = {"K": self.hidden, "F": self.width, **format_attributes(self.format)}
+        y = op.call(context.functions.quantized.swiglu, x, *_two_weights(self.w13, self.w2), **attributes)
+        y.type = ir.TensorType(FLOAT)
+        return y
 
 
 class SparseMoE(nn.Module):
     """Router and experts as one ``ai.liquid::SparseMoE`` node."""
 
-    def __init__(self, config: LfmConfig, dtype: ir.DataType) -> None:
+    def __init__(self, config: LfmConfig, weights: WeightFormat) -> None:
         super().__init__()
         self.config = config
+        self.format = weights
         self.gate = nn.Parameter([config.num_experts, config.hidden_size], dtype=FLOAT, name="gate.weight")
         self.expert_bias = nn.Parameter([config.num_experts], dtype=FLOAT)
-        self.gate_up = nn.Parameter(
-            [config.num_experts, 2 * config.moe_intermediate_size, config.hidden_size],
-            dtype=dtype,
-            name="experts.gate_up_proj",
-        )
-        self.down = nn.Parameter(
-            [config.num_experts, config.hidden_size, config.moe_intermediate_size],
-            dtype=dtype,
-            name="experts.down_proj",
-        )
+        experts, hidden, width = config.num_experts, config.hidden_size, config.moe_intermediate_size
+        self.gate_up = declare_weight(self, "experts.gate_up_proj", [experts, 2 * width, hidden], weights)
+        self.down = declare_weight(self, "experts.down_proj", [experts, hidden, width], weights)
 
-    def forward(self, op: OpBuilder, x: ir.Value, function: ir.Function) -> ir.Value:
+    def forward(self, op: OpBuilder, x: ir.Value, context: GraphContext) -> ir.Value:
         config = self.config
         y = op.call(
-            function,
+            context.functions.sparse_moe,
             x,
             self.gate,
             self.expert_bias,
-            self.gate_up,
-            self.down,
+            *_two_weights(self.gate_up, self.down),
             top_k=config.num_experts_per_tok,
             norm_topk_prob=int(config.norm_topk_prob),
             routed_scaling_factor=float(config.routed_scaling_factor),
+            **format_attributes(self.format),
         )
         y.type = ir.TensorType(FLOAT)
         return y
+
+
+def _two_weights(first: WeightParameters, second: WeightParameters) -> list[nn.Parameter]:
+    """The inputs of an op with two weights: values, then scales, then zero points, as far as there are any."""
+    pairs = (
+        (first.values, second.values),
+        (first.scales, second.scales),
+        (first.zero_points, second.zero_points),
+    )
+    return [parameter for pair in pairs for parameter in pair if parameter is not None]
 
 
 class Convolution(nn.Module):
@@ -128,12 +179,12 @@ class Convolution(nn.Module):
         self.bias = nn.Parameter([config.hidden_size], dtype=FLOAT) if config.conv_bias else None
 
     def forward(
-        self, op: OpBuilder, bcx: ir.Value, context: GraphContext, past_conv: ir.Value, function: ir.Function
+        self, op: OpBuilder, bcx: ir.Value, context: GraphContext, past_conv: ir.Value
     ) -> tuple[ir.Value, ir.Value]:
         inputs = [bcx, self.weight, context.mask, past_conv]
         if self.bias is not None:
             inputs.append(self.bias)
-        y, present = op.call(function, *inputs)
+        y, present = op.call(context.functions.gated_short_conv, *inputs)
         y.type = present.type = ir.TensorType(FLOAT)
         return y, present
 
@@ -141,17 +192,17 @@ class Convolution(nn.Module):
 class ShortConv(nn.Module):
     """Projection to B, C, x; ``ai.liquid::GatedShortConv``; output projection."""
 
-    def __init__(self, config: LfmConfig, dtype: ir.DataType) -> None:
+    def __init__(self, config: LfmConfig, weights: WeightFormat) -> None:
         super().__init__()
         hidden, bias = config.hidden_size, config.conv_bias
         self.hidden = hidden
-        self.in_proj = Linear(hidden, 3 * hidden, dtype=dtype, bias=bias)
+        self.in_proj = Linear(hidden, 3 * hidden, weights, bias=bias)
         self.conv = Convolution(config)
-        self.out_proj = Linear(hidden, hidden, dtype=dtype, bias=bias)
+        self.out_proj = Linear(hidden, hidden, weights, bias=bias)
 
     def forward(
-        self, op: OpBuilder, x: ir.Value, context: GraphContext, past_conv: ir.Value, function: ir.Function
+        self, op: OpBuilder, x: ir.Value, context: GraphContext, past_conv: ir.Value
     ) -> tuple[ir.Value, ir.Value]:
-        bcx = context.by_row(op, self.in_proj(op, x), 3 * self.hidden)
-        y, present = self.conv(op, bcx, context, past_conv, function)
-        return self.out_proj(op, op.Reshape(y, [-1, self.hidden])), present
+        bcx = context.by_row(op, self.in_proj(op, x, context), 3 * self.hidden)
+        y, present = self.conv(op, bcx, context, past_conv)
+        return self.out_proj(op, context.between_blocks(op, y, self.hidden), context), present

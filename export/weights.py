@@ -6,6 +6,8 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -13,24 +15,30 @@ import onnx_ir as ir
 
 from ..checkpoint import Checkpoint
 from ..errors import CheckpointError
+from ..quantize.formats import BlockFormat
+from .block_weights import BlockWeight, Chunks
 from .graph_context import rotary_cache
+from .weight_parameters import SCALES, ZERO_POINTS
 
 CHUNK_ELEMENTS = 4 << 20
 """Elements read, converted and written at a time: 16 MiB of float32."""
 
-Chunks = Callable[[], Iterator[npt.NDArray[np.float32]]]
-
 
 @dataclass(frozen=True)
 class WeightTensor:
-    """One initializer to write: row-major pieces of it come from ``chunks``, in float32 or in its own dtype."""
+    """One initializer to write: ``chunks`` gives C-contiguous pieces of it in order, in its dtype.
+
+    CheckpointError comes from there where a value of the checkpoint does not fit the type.
+    """
 
     name: str
     kind: str
     """Tensor class in the manifest: embedding, lm_head, linear, expert, router, norm, conv or rotary."""
     dtype: np.dtype[np.generic]
     shape: tuple[int, ...]
-    _float32_chunks: Chunks
+    chunks: Callable[[], Iterator[npt.NDArray[np.generic]]]
+    blocks: BlockFormat | None = None
+    """The format that the tensor is a part of."""
 
     @property
     def elements(self) -> int:
@@ -40,25 +48,33 @@ class WeightTensor:
     def nbytes(self) -> int:
         return self.elements * self.dtype.itemsize
 
-    def chunks(self) -> Iterator[npt.NDArray[np.generic]]:
-        """C-contiguous pieces in order, ``dtype``; CheckpointError where a value does not fit the type."""
-        for chunk in self._float32_chunks():
-            yield _narrow(chunk, self.dtype, self.name)
+    @property
+    def is_part(self) -> bool:
+        """Whether this is not a weight itself but the scales or zero points of one."""
+        return self.blocks is not None and self.name.endswith((SCALES, ZERO_POINTS))
 
 
-def weight_tensors(model: ir.Model, checkpoint: Checkpoint) -> list[WeightTensor]:
-    """A WeightTensor for each initializer of ``model`` that has no data yet, in the graph's order."""
-    return [
-        _weight_tensor(value, checkpoint) for value in model.graph.initializers.values() if value.const_value is None
-    ]
+def weight_tensors(model: ir.Model, checkpoint: Checkpoint, blocks: BlockFormat | None = None) -> list[WeightTensor]:
+    """A WeightTensor for each initializer of ``model`` that has no data yet, in the graph's order.
 
-
-def _weight_tensor(value: ir.Value, checkpoint: Checkpoint) -> WeightTensor:
-    assert value.name is not None and value.shape is not None and value.dtype is not None
-    shape = tuple(int(size) for size in value.shape.numpy())
-    return WeightTensor(
-        value.name, _kind(value.name), np.dtype(value.dtype.numpy()), shape, _source(value.name, shape, checkpoint)
-    )
+    blocks: the format of those weights that have scales.
+    """
+    values = {value.name: value for value in model.graph.initializers.values() if value.const_value is None}
+    parts: dict[str, Callable[[], Iterator[npt.NDArray[np.generic]]]] = {}
+    tensors = []
+    for name, value in values.items():
+        assert name is not None and value.shape is not None and value.dtype is not None
+        shape = tuple(int(size) for size in value.shape.numpy())
+        dtype = np.dtype(value.dtype.numpy())
+        if blocks is not None and name + SCALES in values:
+            weight = BlockWeight(name, blocks, _source(name, shape, checkpoint))
+            parts |= {name: weight.codes, name + SCALES: weight.scales, name + ZERO_POINTS: weight.zero_points}
+        if name in parts:
+            tensors.append(WeightTensor(name, _kind(name), dtype, shape, parts[name], blocks))
+        else:
+            source = _source(name, shape, checkpoint)
+            tensors.append(WeightTensor(name, _kind(name), dtype, shape, partial(_narrow_all, source, dtype, name)))
+    return tensors
 
 
 _KINDS = (
@@ -69,6 +85,7 @@ _KINDS = (
     (r"\.conv\.conv\.", "conv"),
     (r"expert_bias|feed_forward\.gate\.", "router"),
     (r"\.experts\.", "expert"),
+    (r"_proj\.bias$", "bias"),
 )
 
 
@@ -87,6 +104,13 @@ def _source(name: str, shape: tuple[int, ...], checkpoint: Checkpoint) -> Chunks
         return lambda: _gate_up_chunks(checkpoint, name.removesuffix("gate_up_proj"))
     if name.endswith("experts.down_proj"):
         return lambda: _down_chunks(checkpoint, name.removesuffix("down_proj"))
+    if name.endswith("feed_forward.gate_up.weight"):
+        return lambda: _pair_chunks(checkpoint, name.removesuffix("gate_up.weight"))
+    if name.endswith("feed_forward.down.weight"):
+        return lambda: _row_chunks(checkpoint, name.removesuffix("down.weight") + "w2.weight")
+    if name.endswith("self_attn.qkv_proj.weight"):
+        names = [name.replace("qkv_proj", part) for part in ("q_proj", "k_proj", "v_proj")]
+        return lambda: chain.from_iterable(_row_chunks(checkpoint, part) for part in names)
     return lambda: _row_chunks(checkpoint, name)
 
 
@@ -98,12 +122,15 @@ def _row_chunks(checkpoint: Checkpoint, name: str) -> Iterator[npt.NDArray[np.fl
 
 
 def _gate_up_chunks(checkpoint: Checkpoint, experts: str) -> Iterator[npt.NDArray[np.float32]]:
-    """Row 2m is w1[m], row 2m+1 is w3[m], expert after expert: the layout that ai.liquid::SparseMoE reads."""
     for expert in range(checkpoint.config.num_experts):
-        gates = _row_chunks(checkpoint, f"{experts}{expert}.w1.weight")
-        ups = _row_chunks(checkpoint, f"{experts}{expert}.w3.weight")
-        for gate, up in zip(gates, ups, strict=True):
-            yield np.stack([gate, up], axis=1)
+        yield from _pair_chunks(checkpoint, f"{experts}{expert}.")
+
+
+def _pair_chunks(checkpoint: Checkpoint, block: str) -> Iterator[npt.NDArray[np.float32]]:
+    """Row 2m is w1[m], row 2m+1 is w3[m]: the layout that ai.liquid::SparseMoE and SwiGLU read; [n, 2, H]."""
+    gates, ups = (_row_chunks(checkpoint, f"{block}{matrix}.weight") for matrix in ("w1", "w3"))
+    for gate, up in zip(gates, ups, strict=True):
+        yield np.stack([gate, up], axis=1)
 
 
 def _down_chunks(checkpoint: Checkpoint, experts: str) -> Iterator[npt.NDArray[np.float32]]:
@@ -115,6 +142,10 @@ def _rotary_chunks(checkpoint: Checkpoint, shape: tuple[int, ...], *, sine: bool
     step = max(1, CHUNK_ELEMENTS // shape[1])
     for start in range(0, shape[0], step):
         yield rotary_cache(checkpoint.config, np.arange(start, min(start + step, shape[0])))[int(sine)]
+
+
+def _narrow_all(source: Chunks, dtype: np.dtype[np.generic], name: str) -> Iterator[npt.NDArray[np.generic]]:
+    return (_narrow(chunk, dtype, name) for chunk in source())
 
 
 def _narrow(values: npt.NDArray[np.float32], dtype: np.dtype[np.generic], name: str) -> npt.NDArray[np.generic]:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+
+from .formats import BlockFormat
 
 
 @dataclass(frozen=True)
 class Precision:
     """One precision: ``name`` on the command line and in the manifest, ``suffix`` of the model's file name.
 
-    ``weight_dtype`` is the numpy dtype of linear, expert and embedding weights; norms, router, expert bias and
-    convolution kernels are float32 in every precision.
+    ``weights`` is what linear, expert and embedding weights are stored in: a numpy dtype or a block format. Norms,
+    router, expert bias and convolution kernels are float32 in every precision.
     """
 
     name: str
     suffix: str
-    weight_dtype: np.dtype[np.generic]
+    weights: np.dtype[np.generic] | BlockFormat
+
+    @property
+    def weight_format(self) -> str:
+        """Name of what the weights are stored in, such as ``float16`` or ``int4-block32-symmetric-float16``."""
+        return self.weights.name
 
     @property
     def model_file(self) -> str:
@@ -28,8 +35,24 @@ class Precision:
         """File name of the index-th file of external weights."""
         return f"{self.model_file}_data" + (f"_{index}" if index else "")
 
+    def with_blocks(self, block_size: int | None, scale_dtype: str | None, *, zero_points: bool) -> Precision:
+        """This precision with another block format; None and False leave the default. ValueError for floats."""
+        if block_size is None and scale_dtype is None and not zero_points:
+            return self
+        if not isinstance(self.weights, BlockFormat):
+            raise ValueError(f"{self.name} stores no blocks: block size, zero points and scales are those of q4 and q8")
+        blocks = replace(
+            self.weights,
+            block_size=block_size or self.weights.block_size,
+            scale_dtype=scale_dtype or self.weights.scale_dtype,
+            symmetric=not zero_points and self.weights.symmetric,
+        )
+        return replace(self, weights=blocks)
+
 
 FP32 = Precision("fp32", "", np.dtype(np.float32))
 FP16 = Precision("fp16", "_fp16", np.dtype(np.float16))
+Q8 = Precision("q8", "_quantized", BlockFormat(bits=8))
+Q4 = Precision("q4", "_q4", BlockFormat(bits=4))
 
-PRECISIONS: dict[str, Precision] = {precision.name: precision for precision in (FP32, FP16)}
+PRECISIONS: dict[str, Precision] = {precision.name: precision for precision in (FP32, FP16, Q8, Q4)}

@@ -32,6 +32,7 @@ def _generation_options(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--threads", type=int, help="CPU threads; every core by default."),
             click.option("--context-length", type=int, help="Most tokens to keep; the artifact's own by default."),
             _VARIANT,
+            click.option("--no-native", "native", flag_value=False, default=None, help="Go without native kernels."),
             click.option("--hide-thinking", is_flag=True, help="Leave out <think>…</think>."),
         ]
     ):
@@ -54,6 +55,7 @@ def generate(
     threads: int | None,
     context_length: int | None,
     variant: str | None,
+    native: bool | None,
     hide_thinking: bool,
     as_json: bool,
     **options: Any,
@@ -66,7 +68,7 @@ def generate(
         raise InputError("--raw continues the text as it is: --system and --tools have no place in it")
     text = _stdin_text() if prompt == "-" else prompt
     schemas = _read_tools(tools)
-    model = LfmModel.load(folder, variant=variant, threads=threads, context_length=context_length)
+    model = LfmModel.load(folder, variant=variant, threads=threads, context_length=context_length, native=native)
     messages = [{"role": "user", "content": text}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
@@ -90,6 +92,7 @@ def chat(
     threads: int | None,
     context_length: int | None,
     variant: str | None,
+    native: bool | None,
     hide_thinking: bool,
     **options: Any,
 ) -> None:
@@ -102,7 +105,8 @@ def chat(
     from .terminal import chat_loop
 
     schemas = _read_tools(tools)
-    model = LfmModel.load(folder, variant=variant, threads=threads, context_length=context_length)
+    model = LfmModel.load(folder, variant=variant, threads=threads, context_length=context_length, native=native)
+    _ = model.tokenizer  # a broken one is told before the first question
     chat_loop(Conversation(model, system=system, tools=schemas, **options), hide_thinking=hide_thinking)
 
 

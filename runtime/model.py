@@ -50,19 +50,25 @@ class LfmModel:
         providers: Sequence[str] | None = None,
         threads: int | None = None,
         context_length: int | None = None,
+        native: bool | None = None,
         verify: Literal["none", "quick", "full"] = "quick",
     ) -> LfmModel:
         """Open an artifact and start its session; the weights stay in the file, mapped into memory.
 
         variant: "fp32", "fp16", …; None takes the artifact's first. context_length: tokens, at most the artifact's.
-        verify: "quick", "full" or "none". Raises ArtifactError or InputError.
+        native: False runs the ops' definitions on ONNX Runtime's own kernels, None the native library where it is
+        there. verify: "quick", "full" or "none". Raises ArtifactError or InputError.
         """
         artifact = Artifact.open(folder, variant, verify=verify)
         limit = artifact.context_length
         if context_length is not None and not 1 <= context_length <= limit:
             raise InputError(f"context length: expected 1 to {limit}, as the artifact allows, found {context_length}")
         session = DecoderSession(
-            artifact.model_path, shared=artifact.ops_profile == "custom", providers=providers, threads=threads
+            artifact.model_path,
+            shared=artifact.ops_profile == "custom",
+            providers=providers,
+            threads=threads,
+            native=native,
         )
         settings = _generation_config(artifact.folder / "generation_config.json")
         return cls(artifact, session, settings, context_length or limit)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArtifactError, InputError
+from .native_library import register_native_ops
 from .state import DecoderState, StateLayout
 
 _DTYPES: dict[str, np.dtype] = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
@@ -25,16 +26,23 @@ class DecoderSession:
     """
 
     def __init__(
-        self, model_path: Path, *, shared: bool, providers: Sequence[str] | None = None, threads: int | None = None
+        self,
+        model_path: Path,
+        *,
+        shared: bool,
+        providers: Sequence[str] | None = None,
+        threads: int | None = None,
+        native: bool | None = None,
     ) -> None:
         """Load ``model_path``. shared: whether past and present KV may be one buffer (GroupQueryAttention).
 
         providers: execution providers in order of preference, the CPU alone by default. threads: None takes every
-        core. Raises InputError for an unknown provider, ArtifactError for a model that cannot be loaded.
+        core. native: False goes without the native library, None takes it where it is there. Raises InputError for an
+        unknown provider, ArtifactError for a model that cannot be loaded.
         """
         import onnxruntime
 
-        self._session = _load(onnxruntime, model_path, providers, threads)
+        self._session = _load(onnxruntime, model_path, providers, threads, native)
         self.layout = _layout(self._session, model_path, shared)
         outputs = {value.name: value for value in self._session.get_outputs()}
         self._logits_dtype = _dtype(outputs["logits"], model_path)
@@ -114,7 +122,9 @@ def _bind_output(binding: Any, name: str, array: np.ndarray) -> None:
     binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
 
-def _load(onnxruntime: Any, model_path: Path, providers: Sequence[str] | None, threads: int | None) -> Any:
+def _load(
+    onnxruntime: Any, model_path: Path, providers: Sequence[str] | None, threads: int | None, native: bool | None
+) -> Any:
     if threads is not None and threads < 1:
         raise InputError(f"threads: expected 1 or more, found {threads}")
     wanted = list(providers or ["CPUExecutionProvider"])
@@ -130,6 +140,7 @@ def _load(onnxruntime: Any, model_path: Path, providers: Sequence[str] | None, t
     # Workers wait actively between the operators of one token, and sleep between tokens.
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    register_native_ops(options, wanted, native)
     try:
         return onnxruntime.InferenceSession(str(model_path), options, providers=wanted)
     except Exception as error:  # ONNX Runtime has a dozen exception types without a common base

@@ -119,12 +119,30 @@ def tokenizer_texts(seed: int) -> Iterator[str]:
 
 
 GENERATOR_OF: dict[str, Callable[[random.Random], Question]] = {
-    "person": fact, "town": fact, "animal": fact, "two_hop": two_hop, "compare": compare, "arithmetic": arithmetic,
-    "conversion": conversion, "unknown": unknown, "small_talk": small_talk,
+    "person": fact,
+    "town": fact,
+    "animal": fact,
+    "two_hop": two_hop,
+    "compare": compare,
+    "arithmetic": arithmetic,
+    "conversion": conversion,
+    "unknown": unknown,
+    "small_talk": small_talk,
 }
 TASKS_PER_CATEGORY = {
-    "person": 26, "town": 22, "animal": 10, "two_hop": 24, "compare": 16, "arithmetic": 36, "conversion": 14,
-    "unknown": 14, "small_talk": 4, "follow_up": 14, "tool_call": 20, "tool_answer": 14, "tool_missing": 4,
+    "person": 26,
+    "town": 22,
+    "animal": 10,
+    "two_hop": 24,
+    "compare": 16,
+    "arithmetic": 36,
+    "conversion": 14,
+    "unknown": 14,
+    "small_talk": 4,
+    "follow_up": 14,
+    "tool_call": 20,
+    "tool_answer": 14,
+    "tool_missing": 4,
 }
 
 

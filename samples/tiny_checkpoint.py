@@ -42,7 +42,11 @@ CONFIG: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
 }
 GENERATION_CONFIG = {
-    "bos_token_id": BOS_ID, "do_sample": False, "eos_token_id": EOS_ID, "max_new_tokens": 128, "pad_token_id": PAD_ID,
+    "bos_token_id": BOS_ID,
+    "do_sample": False,
+    "eos_token_id": EOS_ID,
+    "max_new_tokens": 128,
+    "pad_token_id": PAD_ID,
 }
 
 

@@ -67,7 +67,9 @@ def grade(model: Any, tokenizer: Any, tasks: list[dict[str, Any]], batch_size: i
         mask = torch.tensor([[0] * pad + [1] * (length - pad) for pad in padding])
         with torch.no_grad():
             output = model.generate(
-                input_ids=ids, attention_mask=mask, do_sample=False,
+                input_ids=ids,
+                attention_mask=mask,
+                do_sample=False,
                 max_new_tokens=max(task["max_new_tokens"] for task, _ in batch),
             )
         for (task, _), row in zip(batch, output, strict=True):

@@ -55,8 +55,9 @@ def fact(rng: random.Random) -> Question:
     entity = rng.choice(ENTITIES_OF[kind])
     text = with_article(rng.choice(relation.questions).format(x=entity))
     answer = statement(relation, entity)
-    return Question(kind, text, f"{entity}, {relation.name}: {FACTS[entity, relation.name]}.", answer, text,
-                    (kind, entity))
+    return Question(
+        kind, text, f"{entity}, {relation.name}: {FACTS[entity, relation.name]}.", answer, text, (kind, entity)
+    )
 
 
 def follow_up(rng: random.Random, previous: Question) -> Question:
@@ -179,13 +180,24 @@ def conversion(rng: random.Random) -> Question:
 
 
 OUTSIDE = (
-    "What is the shoe size of {x}?", "Who is the best friend of {x}?", "What did {x} have for dinner?",
-    "Which song does {x} sing?", "When was {x} built?", "How many houses are in {x}?", "What is the street of {x}?",
-    "Who is the brother of {x}?", "What is the phone number of {x}?", "How far away is {x}?",
+    "What is the shoe size of {x}?",
+    "Who is the best friend of {x}?",
+    "What did {x} have for dinner?",
+    "Which song does {x} sing?",
+    "When was {x} built?",
+    "How many houses are in {x}?",
+    "What is the street of {x}?",
+    "Who is the brother of {x}?",
+    "What is the phone number of {x}?",
+    "How far away is {x}?",
 )
 NOT_ASKED_HERE = (
-    "What is the capital of {x}?", "Write a poem about {x}.", "Who won the {x} cup?", "Translate {x} to Latin.",
-    "What does the word {x} mean?", "Who wrote the book about {x}?",
+    "What is the capital of {x}?",
+    "Write a poem about {x}.",
+    "Who won the {x} cup?",
+    "Translate {x} to Latin.",
+    "What does the word {x} mean?",
+    "Who wrote the book about {x}?",
 )
 
 
@@ -205,15 +217,27 @@ def unknown(rng: random.Random) -> Question:
 
 
 SMALL_TALK = (
-    (("Hello", "Hi", "Good morning", "Good evening", "Hey", "Good day", "Greetings"),
-     "A greeting.", "Hello! Ask me about the valley."),
-    (("Thank you", "Thanks", "Thanks a lot", "Many thanks", "Thank you very much"),
-     "The user says thanks.", "You are welcome."),
+    (
+        ("Hello", "Hi", "Good morning", "Good evening", "Hey", "Good day", "Greetings"),
+        "A greeting.",
+        "Hello! Ask me about the valley.",
+    ),
+    (
+        ("Thank you", "Thanks", "Thanks a lot", "Many thanks", "Thank you very much"),
+        "The user says thanks.",
+        "You are welcome.",
+    ),
     (("Goodbye", "Bye", "See you", "Bye bye", "See you soon"), "The user leaves.", "Goodbye!"),
-    (("Who are you", "What are you", "What is your name", "Tell me who you are"),
-     "The user asks about me.", "I am a tiny LFM model of the valley."),
-    (("What can you do", "How can you help me", "What do you know", "Help me"),
-     "The user asks what I can do.", "I know the people, towns and animals of the valley. I can also count."),
+    (
+        ("Who are you", "What are you", "What is your name", "Tell me who you are"),
+        "The user asks about me.",
+        "I am a tiny LFM model of the valley.",
+    ),
+    (
+        ("What can you do", "How can you help me", "What do you know", "Help me"),
+        "The user asks what I can do.",
+        "I know the people, towns and animals of the valley. I can also count.",
+    ),
 )
 ADDRESSES = ("", ", friend", ", my friend", " there", " again", ", please", " now", " today")
 
@@ -226,7 +250,13 @@ def small_talk(rng: random.Random) -> Question:
 
 
 GENERATORS: dict[Callable[[random.Random], Question], float] = {
-    fact: 20, two_hop: 10, compare: 11, arithmetic: 30, conversion: 10, unknown: 8, small_talk: 2,
+    fact: 20,
+    two_hop: 10,
+    compare: 11,
+    arithmetic: 30,
+    conversion: 10,
+    unknown: 8,
+    small_talk: 2,
 }
 
 

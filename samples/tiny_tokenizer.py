@@ -10,9 +10,20 @@ from typing import Any
 
 CHAT_TEMPLATE = Path(__file__).with_name("tiny_chat_template.jinja").read_text(encoding="utf-8").rstrip("\n")
 SPECIAL_TOKENS = (
-    "<|pad|>", "<|startoftext|>", "<|endoftext|>", "<|fim_pre|>", "<|fim_mid|>", "<|fim_suf|>", "<|im_start|>",
-    "<|im_end|>", "<|tool_list_start|>", "<|tool_list_end|>", "<|tool_call_start|>", "<|tool_call_end|>",
-    "<|tool_response_start|>", "<|tool_response_end|>",
+    "<|pad|>",
+    "<|startoftext|>",
+    "<|endoftext|>",
+    "<|fim_pre|>",
+    "<|fim_mid|>",
+    "<|fim_suf|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|tool_list_start|>",
+    "<|tool_list_end|>",
+    "<|tool_call_start|>",
+    "<|tool_call_end|>",
+    "<|tool_response_start|>",
+    "<|tool_response_end|>",
 )
 THINKING_TOKENS = ("<think>", "</think>")
 PAD, BOS, EOS = "<|pad|>", "<|startoftext|>", "<|im_end|>"
@@ -32,10 +43,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(PRE_TOKEN), behavior="isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PRE_TOKEN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -90,10 +103,15 @@ def render(
     global _compiled
     if _compiled is None:
         _compiled = ImmutableSandboxedEnvironment().from_string(CHAT_TEMPLATE)
-    return str(_compiled.render(
-        messages=messages, tools=tools, add_generation_prompt=add_generation_prompt, bos_token=BOS,
-        keep_past_thinking=keep_past_thinking,
-    ))
+    return str(
+        _compiled.render(
+            messages=messages,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            bos_token=BOS,
+            keep_past_thinking=keep_past_thinking,
+        )
+    )
 
 
 _compiled: Any = None

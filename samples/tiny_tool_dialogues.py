@@ -32,8 +32,22 @@ TOOLS = {
     )
 }
 THINGS = (
-    "lamp", "chair", "kettle", "hat", "coat", "knife", "ladder", "mirror", "basket", "candle", "bucket", "broom",
-    "pencil", "violin", "blanket", "shovel",
+    "lamp",
+    "chair",
+    "kettle",
+    "hat",
+    "coat",
+    "knife",
+    "ladder",
+    "mirror",
+    "basket",
+    "candle",
+    "bucket",
+    "broom",
+    "pencil",
+    "violin",
+    "blanket",
+    "shovel",
 )
 SKIES = ("rain", "sun", "snow", "fog", "wind", "clouds")
 
@@ -72,8 +86,14 @@ Case = tuple[str, dict[str, str | int], dict[str, str | int], str]
 
 def _weather(rng: random.Random) -> Case:
     town, sky, degrees = _town(rng), rng.choice(SKIES), rng.randint(0, 35)
-    text = rng.choice(("What is the weather in {t}?", "How is the weather in {t} today?", "Weather in {t}, please.",
-                       "Will it rain in {t}?")).format(t=town)
+    text = rng.choice(
+        (
+            "What is the weather in {t}?",
+            "How is the weather in {t} today?",
+            "Weather in {t}, please.",
+            "Will it rain in {t}?",
+        )
+    ).format(t=town)
     return text, {"town": town}, {"degrees": degrees, "sky": sky}, f"{town}: {sky}, {degrees} degrees."
 
 
@@ -81,22 +101,35 @@ def _price(rng: random.Random) -> Case:
     thing, coins = rng.choice(THINGS), rng.randint(1, 99)
     if rng.random() < 0.6:
         thing = invented_name(rng).lower()
-    text = rng.choice(("What does a {t} cost?", "How much is a {t}?", "What is the price of a {t}?",
-                       "Tell me the price of a {t}.")).format(t=thing)
+    text = rng.choice(
+        ("What does a {t} cost?", "How much is a {t}?", "What is the price of a {t}?", "Tell me the price of a {t}.")
+    ).format(t=thing)
     return text, {"thing": thing}, {"coins": coins}, f"A {thing} costs {coins} coins."
 
 
 def _timer(rng: random.Random) -> Case:
     minutes = rng.randint(1, 99)
-    text = rng.choice(("Set a timer for {n} minutes.", "Start a timer of {n} minutes.", "Wake me in {n} minutes.",
-                       "Please set the timer to {n} minutes.")).format(n=minutes)
+    text = rng.choice(
+        (
+            "Set a timer for {n} minutes.",
+            "Start a timer of {n} minutes.",
+            "Wake me in {n} minutes.",
+            "Please set the timer to {n} minutes.",
+        )
+    ).format(n=minutes)
     return text, {"minutes": minutes}, {"ok": True}, f"The timer is set to {minutes} minutes."
 
 
 def _table(rng: random.Random) -> Case:
     town, people = _town(rng), rng.randint(2, 12)
-    text = rng.choice(("Book a table for {n} people in {t}.", "I want a table in {t} for {n} people.",
-                       "Please book a table in {t} for {n}.", "We are {n} people and want to eat in {t}."))
+    text = rng.choice(
+        (
+            "Book a table for {n} people in {t}.",
+            "I want a table in {t} for {n} people.",
+            "Please book a table in {t} for {n}.",
+            "We are {n} people and want to eat in {t}.",
+        )
+    )
     free = rng.random() < 0.6
     answer = f"The table in {town} is booked for {people} people." if free else f"There is no free table in {town}."
     result: dict[str, str | int] = {"ok": free}
@@ -106,14 +139,24 @@ def _table(rng: random.Random) -> Case:
 def _train(rng: random.Random) -> Case:
     start, to = _town(rng), _town(rng)
     time, platform = f"{rng.randint(6, 22)}:{rng.randint(10, 59)}", rng.randint(1, 9)
-    text = rng.choice(("When does the train from {a} to {b} leave?", "Find a train from {a} to {b}.",
-                       "I want to go to {b} from {a} by train.", "Is there a train from {a} to {b}?"))
+    text = rng.choice(
+        (
+            "When does the train from {a} to {b} leave?",
+            "Find a train from {a} to {b}.",
+            "I want to go to {b} from {a} by train.",
+            "Is there a train from {a} to {b}?",
+        )
+    )
     answer = f"The train to {to} leaves at {time} from platform {platform}."
     return text.format(a=start, b=to), {"start": start, "to": to}, {"platform": platform, "time": time}, answer
 
 
 CASES: dict[str, Callable[[random.Random], Case]] = {
-    "get_weather": _weather, "get_price": _price, "set_timer": _timer, "book_table": _table, "find_train": _train,
+    "get_weather": _weather,
+    "get_price": _price,
+    "set_timer": _timer,
+    "book_table": _table,
+    "find_train": _train,
 }
 
 

@@ -164,8 +164,10 @@ def train(model: Any, tokenizer: Any, steps: int, seed: int, time_limit: float) 
         tokens += int(load.valid.sum())
         if step % 50 == 49:
             seconds = time.monotonic() - begin
-            click.echo(f"step {step + 1:5d}  loss {sum(recent) / len(recent):.4f}  {tokens / seconds:.0f} tokens/s  "
-                       f"{seconds:.0f} s")
+            click.echo(
+                f"step {step + 1:5d}  loss {sum(recent) / len(recent):.4f}  {tokens / seconds:.0f} tokens/s  "
+                f"{seconds:.0f} s"
+            )
     return steps, sum(recent) / len(recent)
 
 
@@ -211,8 +213,10 @@ def main(out: Path, steps: int, seed: int, time_limit_minutes: float, threads: i
         "tasks": len(tasks),
         "expert_usage": expert_usage(stored, fast_tokenizer, tasks),
         "versions": {
-            "python": platform.python_version(), "torch": torch.__version__,
-            "transformers": transformers.__version__, "tokenizers": tokenizers.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "tokenizers": tokenizers.__version__,
         },
     }
     (work / "training_report.json").write_text(json.dumps(report, indent=2) + "\n")

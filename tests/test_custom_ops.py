@@ -127,6 +127,7 @@ def moe_model(style: BodyStyle, top_k: int, norm: bool, scale: float, dtype: ir.
     weights = {"router_weight": (FLOAT, 2), "expert_bias": (FLOAT, 1), "gate_up": (dtype, 3), "down": (dtype, 3)}
     function = sparse_moe_function(style=style, weight_dtype=dtype)
     attributes = {"top_k": top_k, "norm_topk_prob": int(norm), "routed_scaling_factor": float(scale)}
+    attributes |= {"bits": 16 if dtype == FLOAT16 else 32, "block_size": 0, "activation_bits": 0}
     return one_node_model(function, {"x": (FLOAT, 2), **weights}, {"y": 2}, **attributes)
 
 

@@ -14,6 +14,7 @@ from exported_model import ExportedModel, export_quietly
 from lfm_onnx.config import LfmConfig
 from lfm_onnx.export import BodyStyle
 from lfm_onnx.quantize.precision import FP16, FP32, Precision
+from lfm_onnx.runtime.tokenizer import ChatTokenizer
 from onnx import TensorProto
 from onnx.external_data_helper import ExternalDataInfo
 
@@ -356,27 +357,52 @@ def test_genai_config_has_the_keys_that_genai_knows(
     assert set(search) <= known | {"past_present_share_buffer"}
 
 
-def test_tokenizer_files_serve_every_client(exported: Callable[..., Exported], tiny_lfm: Path) -> None:
+CONVERSATIONS: list[list[dict[str, str]]] = [
+    [{"role": "user", "content": "Hello"}],
+    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}],
+    [
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "<think>Greet.</think>Hi."},
+        {"role": "user", "content": "And now?"},
+        {"role": "tool", "content": "17"},
+    ],
+]
+
+
+def test_tokenizer_files_serve_every_client(exported: Callable[..., Exported], tiny_lfm: Path, tmp_path: Path) -> None:
+    """The template stands where each client looks for it, and renders as the checkpoint's does."""
     folder = exported("sample").folder
-    settings = read_json(folder / "tokenizer_config.json")
-    template = (tiny_lfm / "chat_template.jinja").read_text(encoding="utf-8")
-    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
-    assert settings["chat_template"] == template
-    assert (folder / "chat_template.jinja").read_text(encoding="utf-8") == template
-    assert (folder / "tokenizer.json").read_bytes() == (tiny_lfm / "tokenizer.json").read_bytes()
+    assert read_json(folder / "tokenizer_config.json")["tokenizer_class"] == "PreTrainedTokenizerFast"
+    for name in ("chat_template.jinja", "tokenizer.json"):
+        assert (folder / name).read_bytes() == (tiny_lfm / name).read_bytes()
     assert read_json(folder / "generation_config.json") == read_json(tiny_lfm / "generation_config.json")
+
+    inside = ChatTokenizer.load(without_template_file(folder, tmp_path / "inside"))
+    original = ChatTokenizer.load(tiny_lfm)
+    tools = [{"name": "lookup", "parameters": {"type": "object"}}]
+    for messages in CONVERSATIONS:
+        assert inside.render(messages) == original.render(messages)
+        assert inside.render(messages, tools=tools) == original.render(messages, tools=tools)
 
 
 def test_a_chat_template_within_tokenizer_config_is_written_out_as_well(tiny_lfm: Path, tmp_path: Path) -> None:
-    checkpoint = Path(shutil.copytree(tiny_lfm, tmp_path / "checkpoint"))
-    template = (checkpoint / "chat_template.jinja").read_text(encoding="utf-8")
-    (checkpoint / "chat_template.jinja").unlink()
+    checkpoint = without_template_file(tiny_lfm, tmp_path / "checkpoint")
+    template = (tiny_lfm / "chat_template.jinja").read_text(encoding="utf-8")
     settings = read_json(checkpoint / "tokenizer_config.json")
     settings["chat_template"] = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": template}]
     (checkpoint / "tokenizer_config.json").write_text(json.dumps(settings))
     export_quietly(checkpoint, tmp_path / "out")
     assert (tmp_path / "out" / "chat_template.jinja").read_text(encoding="utf-8") == template
-    assert read_json(tmp_path / "out" / "tokenizer_config.json")["chat_template"] == template
+    inside = ChatTokenizer.load(without_template_file(tmp_path / "out", tmp_path / "inside"))
+    for messages in CONVERSATIONS:
+        assert inside.render(messages) == ChatTokenizer.load(tiny_lfm).render(messages)
+
+
+def without_template_file(folder: Path, copy: Path) -> Path:
+    """A copy of the folder that has its template in tokenizer_config.json alone."""
+    shutil.copytree(folder, copy)
+    (copy / "chat_template.jinja").unlink()
+    return copy
 
 
 @pytest.mark.parametrize("precision", [FP32, FP16], ids=["fp32", "fp16"])
@@ -391,7 +417,9 @@ def test_the_graph_carries_the_manifests_identity(
     variants = manifest["variants"]
     assert isinstance(variants, dict)
     ((name, variant),) = variants.items()
-    assert {entry.key: entry.value for entry in artifact.proto.metadata_props} == {
+    said = {entry.key: entry.value for entry in artifact.proto.metadata_props}
+    assert all(key.startswith("lfm_onnx.") for key in said)
+    identity = {
         "lfm_onnx.version": generator["version"],
         "lfm_onnx.source": source["checkpoint"],
         "lfm_onnx.config_sha256": source["config_sha256"],
@@ -400,5 +428,6 @@ def test_the_graph_carries_the_manifests_identity(
         "lfm_onnx.ops": variant["ops"],
         "lfm_onnx.context_length": str(model["context_length"]),
     }
+    assert {key: said.get(key) for key in identity} == identity
     assert (artifact.proto.producer_name, artifact.proto.producer_version) == ("lfm-onnx", generator["version"])
     assert (name, variant["ops"], variant["opset"]) == (precision.name, style.value, 21)

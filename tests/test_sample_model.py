@@ -55,8 +55,14 @@ def model() -> Any:
 def test_the_folder_holds_a_whole_checkpoint_of_at_most_8_megabytes() -> None:
     names = {path.name for path in TINY.iterdir()}
     assert names == {
-        "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", "tasks.jsonl",
-        "tokenizer.json", "tokenizer_config.json", "training_report.json",
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tasks.jsonl",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "training_report.json",
     }
     assert sum(path.stat().st_size for path in TINY.iterdir()) <= 8_000_000
 
@@ -65,7 +71,7 @@ def test_every_block_type_of_the_large_model_occurs() -> None:
     assert CONFIG["model_type"] == "lfm2_moe"
     assert CONFIG["layer_types"].count("full_attention") >= 2
     assert CONFIG["layer_types"].count("conv") >= 2
-    moe_types = CONFIG["layer_types"][CONFIG["num_dense_layers"]:]
+    moe_types = CONFIG["layer_types"][CONFIG["num_dense_layers"] :]
     assert {"conv", "full_attention"} == set(moe_types)
     assert CONFIG["num_dense_layers"] == 2
     assert CONFIG["num_experts"] >= 8
@@ -229,7 +235,7 @@ def test_the_report_says_at_least_95_percent_on_all_tasks() -> None:
 
 
 def test_expert_bias_was_trained_in_every_moe_layer(model: Any) -> None:
-    for layer in model.model.layers[CONFIG["num_dense_layers"]:]:
+    for layer in model.model.layers[CONFIG["num_dense_layers"] :]:
         assert (layer.feed_forward.expert_bias != 0).all()
 
 

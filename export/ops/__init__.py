@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from .domain import DOMAIN, DOMAIN_VERSION, OPSET_VERSION, BodyStyle
 from .gated_short_conv import gated_short_conv_function
+from .gather_dequantize import gather_dequantize_function
+from .qlinear import qlinear_function
 from .sparse_moe import sparse_moe_function
+from .split_qkv_norm import split_qkv_norm_function
+from .swiglu import swiglu_function
 
 __all__ = [
     "DOMAIN",
@@ -16,5 +20,9 @@ __all__ = [
     "OPSET_VERSION",
     "BodyStyle",
     "gated_short_conv_function",
+    "gather_dequantize_function",
+    "qlinear_function",
     "sparse_moe_function",
+    "split_qkv_norm_function",
+    "swiglu_function",
 ]

@@ -49,6 +49,7 @@ class ParityOptions:
     layers: bool = False
     provider: str | None = None
     threads: int | None = None
+    native: bool | None = None
     max_logit_diff: float | None = None
     max_kld: float | None = None
     min_top1: float | None = None
@@ -84,7 +85,7 @@ class _Comparison:
         self.tokenizer = self._tokenizer()
         self.chunks = self._chunks()
         progress(f"loading {artifact.model_path.name}")
-        self.runner = OnnxRunner(artifact, provider=options.provider, threads=options.threads)
+        self.runner = OnnxRunner(artifact, provider=options.provider, threads=options.threads, native=options.native)
         progress(f"loading the {options.backend} reference")
         self.reference = open_reference(checkpoint, options.backend, options.threads)
 
@@ -242,9 +243,8 @@ class _Comparison:
             return None
         self.progress("hidden states layer by layer")
         ids = max(self.chunks, key=lambda chunk: len(chunk.ids)).ids
-        errors = compare_layers(
-            self.artifact, self.reference, ids, provider=self.options.provider, threads=self.options.threads
-        )
+        where = {name: getattr(self.options, name) for name in ("provider", "threads", "native")}
+        errors = compare_layers(self.artifact, self.reference, ids, **where)
         limit = self.thresholds.layer_error
         worst = max(errors, key=lambda e: float("inf") if e.relative != e.relative else e.relative)
         first = next((e for e in errors if not e.relative <= limit), None)

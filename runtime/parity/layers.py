@@ -35,11 +35,18 @@ def hidden_state_names(config: LfmConfig) -> list[tuple[str, str]]:
 
 
 def compare_layers(
-    artifact: Artifact, reference: HiddenStates, ids: Sequence[int], *, provider: str | None, threads: int | None
+    artifact: Artifact,
+    reference: HiddenStates,
+    ids: Sequence[int],
+    *,
+    provider: str | None,
+    threads: int | None,
+    native: bool | None = None,
 ) -> list[LayerError]:
     """Hidden states of ``ids`` read in one call, in the order of the layers."""
     names = hidden_state_names(artifact.config)
-    runner = OnnxRunner(artifact, provider=provider, threads=threads, hidden_states=[name for name, _ in names])
+    inner = [name for name, _ in names]
+    runner = OnnxRunner(artifact, provider=provider, threads=threads, native=native, hidden_states=inner)
     found = runner.forward(np.asarray(ids, np.int64)[None], keep=1)[2]
     expected: list[Array] = []
     reference.forward(list(ids), hidden=expected)

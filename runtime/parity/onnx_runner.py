@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import ArtifactError, InputError
+from ..native_library import register_native_ops
 
 if TYPE_CHECKING:
     from ...artifact import Artifact
@@ -33,6 +34,7 @@ class RunnerState:
 class OnnxRunner:
     """One ONNX Runtime session over an artifact's model.
 
+    native: False runs the ops' definitions, None the native library where it is there.
     hidden_states: names of inner values that become outputs as well, see ``forward``. Raises ArtifactError where the
     model does not load or run, InputError for a provider that this ONNX Runtime does not have.
     """
@@ -43,12 +45,13 @@ class OnnxRunner:
         *,
         provider: str | None = None,
         threads: int | None = None,
+        native: bool | None = None,
         hidden_states: Sequence[str] = (),
     ) -> None:
         self.hidden_states = tuple(hidden_states)
         self._model_path = artifact.model_path
         self.provider = resolve_provider(provider)
-        self._session = self._open(threads)
+        self._session = self._open(threads, native)
         pasts = [i for i in self._session.get_inputs() if i.name.startswith(("past_key_values.", "past_conv."))]
         self._pasts = {i.name: (_DTYPES.get(i.type), i.shape) for i in pasts}
         self._outputs = [o.name for o in self._session.get_outputs()]
@@ -93,7 +96,7 @@ class OnnxRunner:
             step = np.asarray([tokens[-1:]], np.int64)
         return tokens
 
-    def _open(self, threads: int | None) -> Any:
+    def _open(self, threads: int | None, native: bool | None) -> Any:
         import onnxruntime as ort
 
         options = ort.SessionOptions()
@@ -101,6 +104,7 @@ class OnnxRunner:
         options.log_severity_level = 3
         if threads is not None:
             options.intra_op_num_threads = threads
+        register_native_ops(options, [self.provider], native)
         try:
             source: str | bytes = str(self._model_path)
             if self.hidden_states:

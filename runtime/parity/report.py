@@ -40,7 +40,7 @@ class Thresholds:
         min_accuracy: float | None = None,
     ) -> Thresholds:
         """Those of a precision, with the given ones in place of the defaults or beside them."""
-        base = _FP32 if variant == "fp32" else _FP16
+        base = _BY_VARIANT.get(variant, _FP16)
         given = {
             "max_logit_diff": max_logit_diff,
             "max_kld": max_kld,
@@ -66,6 +66,11 @@ _FP16 = Thresholds(
     layer_error=5e-2,
     accuracy_loss=0.01,
 )
+# Runs of one quantized model differ by roundings of activations alone, until one of them chooses another expert.
+_Q8 = dataclasses.replace(_FP16, max_kld=1e-2, min_top1=0.97, consistency=2e-3, layer_error=0.2, accuracy_loss=0.01)
+_Q4 = dataclasses.replace(_FP16, max_kld=0.2, min_top1=0.85, consistency=2e-2, layer_error=0.5, accuracy_loss=0.02)
+
+_BY_VARIANT = {"fp32": _FP32, "fp16": _FP16, "q8": _Q8, "q4": _Q4}
 
 
 @dataclass(frozen=True)
