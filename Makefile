@@ -7,7 +7,7 @@ BIN = bin
 # Torch is installed before the rest so that its CPU build is the one that the other packages find.
 TORCH := torch==2.13.0
 
-.PHONY: demo test test-clients lint clean sample
+.PHONY: demo test test-arm64 test-windows lint clean sample
 
 demo: $(DEMO_VENV)/installed
 	rm -rf $(DEMO_OUT)
@@ -17,6 +17,13 @@ demo: $(DEMO_VENV)/installed
 
 test: $(TEST_VENV)/installed tests/clients/node_modules
 	$(TEST_VENV)/$(BIN)/python -m pytest -q -n 2 --dist loadscope
+
+# The native library on other machines: under qemu and under wine. As root they install what is missing.
+test-arm64: $(TEST_VENV)/installed
+	PYTHON=$(TEST_VENV)/$(BIN)/python tests/native_targets/arm64.sh
+
+test-windows: $(TEST_VENV)/installed
+	PYTHON=$(TEST_VENV)/$(BIN)/python tests/native_targets/windows.sh
 
 lint: $(TEST_VENV)/installed
 	$(TEST_VENV)/$(BIN)/ruff check .

@@ -23,19 +23,23 @@ struct TokenChunks {
   int64_t Size(int64_t chunk) const { return chunk + 1 == Count() ? tokens - Begin(chunk) : size; }
 };
 
-// Blocks of rows worth about 32 KB of weights: several for each thread of even a small matrix, and long enough
-// (microseconds) that taking one costs nothing.
+// Blocks of contiguous rows for a product with `tokens` tokens.
+//
+// Few tokens: about 128 KB of weights, read at memory speed. The kernels prefetch some 8 KB beyond their rows, which is
+// waste where another thread takes the next block: a sixteenth here. Tiles: 64 rows at least, two of the widest tiles
+// (32 rows), since the weights are then read from the cache.
 struct RowBlocks {
   int64_t rows;
   int64_t size;
 
   // `matrices`: how many matrices of this form one task reads the same rows of.
-  RowBlocks(const WeightRows& weights, int64_t row_count, int64_t matrices = 1) : rows(row_count) {
-    constexpr int64_t kTaskBytes = 32 * 1024;
+  RowBlocks(const WeightRows& weights, int64_t row_count, int64_t tokens, int64_t matrices = 1) : rows(row_count) {
+    const bool tiles = tokens >= kTileTokens;
+    const int64_t task_bytes = (tiles ? 64 : 128) * 1024;
     const int64_t row_bytes = weights.row_bytes + weights.blocks * (weights.scales_are_float16 ? 2 : 4);
-    const int64_t wanted = kTaskBytes / std::max<int64_t>(1, row_bytes * matrices);
-    // Whole tiles of rows where a block has several.
-    size = wanted >= 16 ? wanted / 16 * 16 : wanted >= 8 ? 8 : 4;
+    const int64_t wanted = task_bytes / std::max<int64_t>(1, row_bytes * matrices);
+    size = wanted >= 32 ? wanted / 32 * 32 : wanted >= 16 ? 16 : wanted >= 8 ? 8 : 4;
+    if (tiles) size = std::max<int64_t>(size, 64);
   }
 
   int64_t Count() const { return (rows + size - 1) / size; }

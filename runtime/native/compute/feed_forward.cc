@@ -103,7 +103,7 @@ void RunChunks(const FeedForward& network, Chunk* chunks, int64_t count, const f
     });
   };
 
-  for_blocks(RowBlocks(network.gate_up, 2 * width), [&](const Chunk& chunk, int64_t begin, int64_t end) {
+  for_blocks(RowBlocks(network.gate_up, 2 * width, positions / count), [&](const Chunk& chunk, int64_t begin, int64_t end) {
     GateUpTask(network, OfExpert(network.gate_up, 2 * width, chunk.expert), begin, end,
                packed_input + chunk.packed_input, chunk.size, activations + chunk.first * width);
   });
@@ -114,7 +114,7 @@ void RunChunks(const FeedForward& network, Chunk* chunks, int64_t count, const f
                          packed_hidden + chunk.packed_hidden);
   });
 
-  for_blocks(RowBlocks(network.down, hidden), [&](const Chunk& chunk, int64_t begin, int64_t end) {
+  for_blocks(RowBlocks(network.down, hidden, positions / count), [&](const Chunk& chunk, int64_t begin, int64_t end) {
     network.kernels.multiply(OfExpert(network.down, hidden, chunk.expert), network.activation, begin, end,
                              packed_hidden + chunk.packed_hidden, chunk.size, results + chunk.first * hidden + begin,
                              hidden);
@@ -135,7 +135,7 @@ void OneToken(const FeedForward& network, const RoutingRule& rule, const int32_t
   float* activations = scratch.Get<float>(Scratch::kHidden, width * top_k);
 
   kernels.pack(network.gate_up, network.activation, x, hidden, 1, packed_input);
-  const RowBlocks up_blocks(network.gate_up, 2 * width);
+  const RowBlocks up_blocks(network.gate_up, 2 * width, 1);
   parallel.For(top_k * up_blocks.Count(), [&](int64_t task) {
     const int64_t j = task / up_blocks.Count(), block = task % up_blocks.Count();
     GateUpTask(network, OfExpert(network.gate_up, 2 * width, chosen[j]), up_blocks.Begin(block), up_blocks.End(block),
@@ -145,7 +145,7 @@ void OneToken(const FeedForward& network, const RoutingRule& rule, const int32_t
   for (int64_t j = 0; j < top_k; ++j) {
     kernels.pack(network.down, network.activation, activations + j * width, width, 1, packed_hidden + j * hidden_bytes);
   }
-  const RowBlocks down_blocks(network.down, hidden, top_k);
+  const RowBlocks down_blocks(network.down, hidden, 1, top_k);
   parallel.For(down_blocks.Count(), [&](int64_t block) {
     alignas(64) float products[kTaskFloats];
     const float* parts[kMaxTopK];

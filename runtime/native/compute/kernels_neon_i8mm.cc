@@ -4,7 +4,8 @@
 namespace lfm {
 namespace {
 
-// Vector 2p + h of the tile order holds rows 2h and 2h + 1 of tokens 2p and 2p + 1: (r, t), (r, t+1), (r+1, t), (r+1, t+1).
+// Vector 2p + h of the tile order holds rows r = 2h and r + 1 of tokens t = 2p and t + 1: (r, t), (r, t + 1),
+// (r + 1, t), (r + 1, t + 1).
 struct I8mmDot {
   static LFM_INLINE int32x4_t Sums8(int32x4_t start, const PartCodes& w, const PartCodes& a) {
     return vdotq_s32(vdotq_s32(start, w.first, a.first), w.second, a.second);

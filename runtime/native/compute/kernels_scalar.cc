@@ -4,6 +4,7 @@
 #include <cstring>
 #include <limits>
 
+#include "fused_multiply_add.h"
 #include "kernel_table.h"
 #include "weight_rows.h"
 
@@ -98,7 +99,7 @@ float DotInVectorOrder(const WeightRows& weights, int64_t row, const float* scal
         sum = IntegerDot(weights, row_codes, ZeroPoint(weights, row, block), codes, begin, begin + lane_elements);
         scale = Scale(weights, row, block) * scales[block];
       }
-      lanes[lane] = std::fma(static_cast<float>(sum), scale, lanes[lane]);
+      lanes[lane] = FusedMultiplyAdd(static_cast<float>(sum), scale, lanes[lane]);
     }
   }
   return SumLanes(lanes);
@@ -111,7 +112,7 @@ float DotInTileOrder(const WeightRows& weights, int64_t row, const float* scales
     const int64_t begin = block * weights.block_size;
     const int32_t dot = IntegerDot(weights, row_codes, ZeroPoint(weights, row, block), codes, begin,
                                    begin + weights.block_size);
-    sum = std::fma(static_cast<float>(dot), Scale(weights, row, block) * scales[block], sum);
+    sum = FusedMultiplyAdd(static_cast<float>(dot), Scale(weights, row, block) * scales[block], sum);
   }
   return sum;
 }
@@ -135,7 +136,7 @@ float WeightAt(const WeightRows& weights, int64_t row, int64_t k) {
 float FloatDot(const WeightRows& weights, int64_t row, const float* x) {
   float lanes[kLanes] = {};
   for (int64_t k = 0; k < weights.columns; ++k) {
-    lanes[k % kLanes] = std::fma(WeightAt(weights, row, k), x[k], lanes[k % kLanes]);
+    lanes[k % kLanes] = FusedMultiplyAdd(WeightAt(weights, row, k), x[k], lanes[k % kLanes]);
   }
   return SumLanes(lanes);
 }

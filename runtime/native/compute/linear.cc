@@ -25,7 +25,7 @@ void Linear(const KernelTable& kernels, const WeightRows& weights, int64_t rows,
                  packed + layout.Offset(chunk));
   });
 
-  const RowBlocks blocks(weights, rows);
+  const RowBlocks blocks(weights, rows, tokens);
   const int64_t chunk_count = chunks.Count();
   // Chunks innermost: a block of weights stays in the cache for all tokens.
   parallel.For(blocks.Count() * chunk_count, [&](int64_t task) {

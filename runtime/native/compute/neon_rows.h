@@ -1,4 +1,4 @@
-// Rows of a weight matrix as the ARM kernels walk them: parts of 32 codes, scales and zero points at compile-time types.
+// Rows of a weight matrix as the ARM kernels walk them: parts of 32 codes, their scales and zero points.
 #pragma once
 
 #include <arm_neon.h>

@@ -19,15 +19,17 @@ LFM_INLINE float32x4_t RowScales(const RowPointers (&rows)[kRowTile], int64_t bl
         LoadUnaligned<uint16_t>(rows[2].scales + offset), LoadUnaligned<uint16_t>(rows[3].scales + offset)};
     return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(halves)));
   } else {
-    const float floats[4] = {LoadUnaligned<float>(rows[0].scales + offset), LoadUnaligned<float>(rows[1].scales + offset),
-                             LoadUnaligned<float>(rows[2].scales + offset), LoadUnaligned<float>(rows[3].scales + offset)};
+    const float floats[4] = {
+        LoadUnaligned<float>(rows[0].scales + offset), LoadUnaligned<float>(rows[1].scales + offset),
+        LoadUnaligned<float>(rows[2].scales + offset), LoadUnaligned<float>(rows[3].scales + offset)};
     return vld1q_f32(floats);
   }
 }
 
 // Codes of one part of four rows, less the zero points for int4; int8 keeps code - 128 and is corrected by sums.
 template <typename Format>
-LFM_INLINE void LoadRowParts(const RowPointers (&rows)[kRowTile], int64_t block, int part, PartCodes (&codes)[kRowTile]) {
+LFM_INLINE void LoadRowParts(const RowPointers (&rows)[kRowTile], int64_t block, int part,
+                             PartCodes (&codes)[kRowTile]) {
   constexpr int kBlockBytes = Format::kBlockParts * Format::kPartBytes;
   ForEach<kRowTile>([&](auto r) LFM_INLINE_LAMBDA {
     const PartCodes loaded = LoadPart<Format>(rows[r].codes + block * kBlockBytes + part * Format::kPartBytes);
