@@ -58,7 +58,8 @@ class LlamaCppEngine:
     def feed(self, ids: Sequence[int]) -> np.ndarray:
         for start in range(0, len(ids), _BATCH):
             part = ids[start : start + _BATCH]
-            batch = self._library.llama_batch_get_one((ctypes.c_int32 * len(part))(*part), len(part))
+            tokens = (ctypes.c_int32 * len(part))(*part)  # the batch only points to it
+            batch = self._library.llama_batch_get_one(tokens, len(part))
             if self._library.llama_decode(self._context, batch):
                 raise RuntimeError("llama_decode failed")
         logits = self._library.llama_get_logits_ith(self._context, -1)
