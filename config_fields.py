@@ -22,7 +22,9 @@ class ConfigFields:
     def refuse(self, name: str, allowed: str) -> ConfigError:
         """The error to raise for a field: its value, or that it is missing, and what is allowed."""
         found = f"is {shown(self.data[name])}" if name in self.data else "is missing"
-        return ConfigError(f"{self.file}: {self.prefix}{name} {found}; it must be {allowed}")
+        # A name that comes from the file itself may hold anything.
+        field = self.prefix + (name if name.isidentifier() else shown(name))
+        return ConfigError(f"{self.file}: {field} {found}; it must be {allowed}")
 
     def integer(self, name: str, low: int, high: int, default: int = _REQUIRED) -> int:
         value = self.data.get(name, default)
