@@ -41,6 +41,17 @@ CONFIG: dict[str, Any] = {
     "use_expert_bias": True,
     "vocab_size": VOCAB_SIZE,
 }
+MID_SIZE: dict[str, Any] = {
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "layer_types": ["conv", "conv", "full_attention", "conv", "conv", "full_attention", "conv", "conv"],
+    "moe_intermediate_size": 256,
+    "num_experts": 16,
+    "num_hidden_layers": 8,
+}
+"""What the mid-size model has of its own: 21 M parameters, and every matrix has rows of a multiple of 256 weights, which
+llama.cpp's K-quants need. It is trained to compare quantizers, and not shipped."""
+
 GENERATION_CONFIG = {
     "bos_token_id": BOS_ID,
     "do_sample": False,
@@ -50,11 +61,16 @@ GENERATION_CONFIG = {
 }
 
 
-def model_config() -> Any:
-    """transformers' ``Lfm2MoeConfig`` of the sample model."""
+def sample_config(size: str) -> dict[str, Any]:
+    """config.json of the sample model (size "tiny") or of its larger sibling (size "mid")."""
+    return CONFIG if size == "tiny" else {**CONFIG, **MID_SIZE}
+
+
+def model_config(config: dict[str, Any]) -> Any:
+    """transformers' ``Lfm2MoeConfig`` of such a config.json."""
     from transformers import Lfm2MoeConfig
 
-    return Lfm2MoeConfig(**{k: v for k, v in CONFIG.items() if k not in ("architectures", "dtype", "model_type")})
+    return Lfm2MoeConfig(**{k: v for k, v in config.items() if k not in ("architectures", "dtype", "model_type")})
 
 
 def hub_tensors(model: Any) -> dict[str, Any]:
@@ -80,12 +96,12 @@ def hub_tensors(model: Any) -> dict[str, Any]:
     }
 
 
-def save_checkpoint(model: Any, tokenizer: Any, folder: Path) -> None:
+def save_checkpoint(model: Any, tokenizer: Any, config: dict[str, Any], folder: Path) -> None:
     """Write config.json, generation_config.json, model.safetensors and the tokenizer's files."""
     from safetensors.torch import save_file
 
     save_file(hub_tensors(model), folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)
-    for name, content in (("config.json", CONFIG), ("generation_config.json", GENERATION_CONFIG)):
+    for name, content in (("config.json", config), ("generation_config.json", GENERATION_CONFIG)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     save_tokenizer(tokenizer, folder, CONTEXT_LENGTH)

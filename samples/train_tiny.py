@@ -31,11 +31,11 @@ import click
 import torch
 import torch.nn.functional as F
 from tiny_chats import held_out_tasks, tokenizer_texts, training_chats
-from tiny_checkpoint import VOCAB_SIZE, model_config, save_checkpoint
+from tiny_checkpoint import VOCAB_SIZE, model_config, sample_config, save_checkpoint
 from tiny_grading import expert_usage, grade, load_model
 from tiny_tokenizer import render, train_tokenizer
 
-PEAK_LEARNING_RATE = 4e-3
+PEAK_LEARNING_RATES = {"tiny": 4e-3, "mid": 2e-3}
 FINAL_LEARNING_RATE = 5e-5
 WARMUP_STEPS = 100
 WEIGHT_DECAY = 0.02
@@ -119,14 +119,14 @@ def batches(tokenizer: Any, seed: int) -> Iterator[tuple[torch.Tensor, torch.Ten
             yield ids_batch, weights
 
 
-def learning_rate(step: int, done: float) -> float:
+def learning_rate(peak: float, step: int, done: float) -> float:
     """Linear warm-up by ``step``, and a cosine down to the final rate by the share of training ``done``."""
     cosine = (1 + math.cos(math.pi * done)) / 2
-    rate = FINAL_LEARNING_RATE + (PEAK_LEARNING_RATE - FINAL_LEARNING_RATE) * cosine
+    rate = FINAL_LEARNING_RATE + (peak - FINAL_LEARNING_RATE) * cosine
     return rate * min(1.0, (step + 1) / WARMUP_STEPS)
 
 
-def train(model: Any, tokenizer: Any, steps: int, seed: int, time_limit: float) -> tuple[int, float]:
+def train(model: Any, tokenizer: Any, peak: float, steps: int, seed: int, time_limit: float) -> tuple[int, float]:
     """Train in place.
 
     Returns:
@@ -136,14 +136,14 @@ def train(model: Any, tokenizer: Any, steps: int, seed: int, time_limit: float) 
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=PEAK_LEARNING_RATE, betas=(0.9, 0.98), fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98), fused=True)
     begin, recent, tokens = time.monotonic(), [0.0], 0
     model.train()
     for step, (ids, weights) in enumerate(itertools.islice(batches(tokenizer, seed), steps)):
         # On a machine too slow for all steps the rate falls with the time, so that training still ends at a low one.
         # Within the limit the steps alone decide.
         elapsed = (time.monotonic() - begin) / time_limit
-        rate = learning_rate(step, min(1.0, max(step / steps, elapsed)))
+        rate = learning_rate(peak, step, min(1.0, max(step / steps, elapsed)))
         if elapsed > 1:
             click.echo(f"time limit reached at step {step} of {steps}")
             return step, sum(recent) / len(recent)
@@ -159,7 +159,7 @@ def train(model: Any, tokenizer: Any, steps: int, seed: int, time_limit: float) 
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        load.balance(BALANCE_RATE * rate / PEAK_LEARNING_RATE)
+        load.balance(BALANCE_RATE * rate / peak)
         recent = [*recent[-49:], loss.item()]
         tokens += int(load.valid.sum())
         if step % 50 == 49:
@@ -173,11 +173,18 @@ def train(model: Any, tokenizer: Any, steps: int, seed: int, time_limit: float) 
 
 @click.command()
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path(__file__).parent / "tiny_lfm")
+@click.option(
+    "--size",
+    type=click.Choice(["tiny", "mid"]),
+    default="tiny",
+    show_default=True,
+    help="tiny: the sample that is shipped. mid: 21 M parameters, to compare quantizers with; give --out too.",
+)
 @click.option("--steps", default=1600, show_default=True, help="Optimizer steps.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--time-limit-minutes", default=30.0, show_default=True, help="Stop training after this long.")
 @click.option("--threads", default=2, show_default=True)
-def main(out: Path, steps: int, seed: int, time_limit_minutes: float, threads: int) -> None:
+def main(out: Path, size: str, steps: int, seed: int, time_limit_minutes: float, threads: int) -> None:
     """Train, grade on the held-out tasks and write the checkpoint to OUT."""
     import tokenizers
     import transformers
@@ -186,16 +193,16 @@ def main(out: Path, steps: int, seed: int, time_limit_minutes: float, threads: i
     torch.manual_seed(seed)
     begin, cpu_begin = time.monotonic(), time.process_time()
     tokenizer = train_tokenizer(tokenizer_texts(seed), VOCAB_SIZE)
-    model = transformers.Lfm2MoeForCausalLM(model_config())
+    model = transformers.Lfm2MoeForCausalLM(model_config(sample_config(size)))
     model.set_experts_implementation("grouped_mm")  # the quickest of transformers' own on CPU at this size
     click.echo(f"{sum(p.numel() for p in model.parameters()):,} parameters")
-    done, loss = train(model, tokenizer, steps, seed, time_limit_minutes * 60)
+    done, loss = train(model, tokenizer, PEAK_LEARNING_RATES[size], steps, seed, time_limit_minutes * 60)
     seconds, cpu_seconds = time.monotonic() - begin, time.process_time() - cpu_begin
 
     work = out.with_name(out.name + ".new")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    save_checkpoint(model, tokenizer, work)
+    save_checkpoint(model, tokenizer, sample_config(size), work)
     tasks = held_out_tasks()
     (work / "tasks.jsonl").write_text("".join(json.dumps(t, ensure_ascii=False) + "\n" for t in tasks))
     stored, fast_tokenizer = load_model(work)
