@@ -141,7 +141,7 @@ def _measure(
 
 def _reference_logits(source: Checkpoint, work: Path) -> list[np.ndarray]:
     """Float32 logits of the reference on the prompts of the comparison; computed once per checkpoint."""
-    from lfm_onnx.runtime.reference import Reference
+    from lfm_onnx.reference import Reference
 
     path = work / f"reference-{source.fingerprint()[:16]}.npy"
     if not path.exists():

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import CheckpointError, InputError
-from .reference import TokenIds, greedy_tokens, token_ids
+from ..reference import TokenIds, greedy_tokens, token_ids
 
 if TYPE_CHECKING:
     from ..checkpoint import Checkpoint

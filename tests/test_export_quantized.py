@@ -24,9 +24,9 @@ from lfm_onnx.export.block_weights import BlockWeight
 from lfm_onnx.quantize.formats import BlockFormat, dequantize
 from lfm_onnx.quantize.precision import Q4, Q8, Precision
 from lfm_onnx.quantize.round_to_nearest import quantize_round_to_nearest
+from lfm_onnx.reference import Reference
 from lfm_onnx.runtime.parity.onnx_runner import OnnxRunner
 from lfm_onnx.runtime.parity.tasks import answer_tasks, read_tasks
-from lfm_onnx.runtime.reference import Reference
 from lfm_onnx.runtime.tokenizer import ChatTokenizer
 from safetensors.numpy import load_file, save_file
 

@@ -14,7 +14,7 @@ from clients.client_cases import FP32_PROFILES, MAX_NEW_TOKENS, PROFILES, Cases,
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from lfm_onnx.checkpoint import Checkpoint
 from lfm_onnx.export.portable_template import portable_template
-from lfm_onnx.runtime.reference import Reference
+from lfm_onnx.reference import Reference
 
 genai = pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai is not installed on this platform")
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lfm_onnx import reference_blocks as blocks
 from lfm_onnx.checkpoint import Checkpoint
 from lfm_onnx.config import LfmConfig
 from lfm_onnx.errors import CheckpointError, InputError
 from lfm_onnx.expected_tensors import expected_tensors
-from lfm_onnx.runtime import reference_blocks as blocks
-from lfm_onnx.runtime.reference import Reference
+from lfm_onnx.reference import Reference
 from lfm_onnx.runtime.torch_reference import TorchReference
 from model_variants import VARIANTS, reference_logits
 from safetensors.numpy import save_file
@@ -231,7 +231,7 @@ import re, sys
 from pathlib import Path
 import numpy as np
 from lfm_onnx.checkpoint import Checkpoint
-from lfm_onnx.runtime.reference import Reference
+from lfm_onnx.reference import Reference
 
 def peak():  # not ru_maxrss, which a child process inherits from its parent
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024

@@ -13,7 +13,7 @@ from .onnx_runner import Array, Int64s, OnnxRunner
 from .report import GreedyAgreement
 
 if TYPE_CHECKING:
-    from ..reference import TokenIds
+    from ...reference import TokenIds
 
 # A preference this small, in standard deviations of the logits, is a rounding of float32 and not a preference.
 _TIE = 1e-5

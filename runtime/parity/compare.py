@@ -278,7 +278,7 @@ class _Comparison:
 def open_reference(checkpoint: Checkpoint, backend: str, threads: int | None) -> Any:
     """The reference model in float32: "numpy" (any size) or "transformers" (needs torch)."""
     if backend == "numpy":
-        from ..reference import Reference
+        from ...reference import Reference
 
         return Reference(checkpoint)
     if backend != "transformers":

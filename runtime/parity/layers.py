@@ -14,7 +14,7 @@ from .report import LayerError
 if TYPE_CHECKING:
     from ...artifact import Artifact
     from ...config import LfmConfig
-    from ..reference import TokenIds
+    from ...reference import TokenIds
 
 Array = npt.NDArray[np.float32]
 

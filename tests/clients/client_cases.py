@@ -11,7 +11,7 @@ from typing import Any
 from lfm_onnx.checkpoint import Checkpoint
 from lfm_onnx.export import BodyStyle, ExportOptions, export_checkpoint
 from lfm_onnx.quantize.precision import FP16, FP32, PRECISIONS
-from lfm_onnx.runtime.reference import Reference
+from lfm_onnx.reference import Reference
 from transformers import AutoTokenizer
 
 MAX_NEW_TOKENS = 32

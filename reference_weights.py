@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from ..checkpoint import Checkpoint
+    from .checkpoint import Checkpoint
 
 Array = npt.NDArray[np.float32]
 

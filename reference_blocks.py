@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from ..config import LfmConfig
+    from .config import LfmConfig
 
 Array = npt.NDArray[np.float32]
 KeyValue = tuple[Array, Array]

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import InputError
+from .errors import InputError
 from .reference_blocks import KeyValue, attention, rms_norm, rotary_angles, short_conv, sparse_moe, swiglu
 from .reference_weights import CACHE_BYTES, ConvertedWeights, Weights
 
 if TYPE_CHECKING:
-    from ..checkpoint import Checkpoint
+    from .checkpoint import Checkpoint
 
 Array = npt.NDArray[np.float32]
 TokenIds = npt.NDArray[np.int64] | Sequence[int]
