@@ -49,8 +49,8 @@ MID_SIZE: dict[str, Any] = {
     "num_experts": 16,
     "num_hidden_layers": 8,
 }
-"""What the mid-size model has of its own: 21 M parameters, and every matrix has rows of a multiple of 256 weights, which
-llama.cpp's K-quants need. It is trained to compare quantizers, and not shipped."""
+"""What the mid-size model has of its own: 21 M parameters, in matrices whose rows are multiples of 256 weights, as
+llama.cpp's K-quants need them. It is trained to compare quantizers, and not shipped."""
 
 GENERATION_CONFIG = {
     "bos_token_id": BOS_ID,
