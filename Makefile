@@ -3,11 +3,13 @@ PYTHON ?= python3
 DEMO_VENV := .venv-demo
 TEST_VENV := .venv-test
 DEMO_OUT := demo-out
+OLDEST_VERSION := 1.24.4
+OLDEST := .onnxruntime-$(OLDEST_VERSION)
 BIN = bin
 # Torch is installed before the rest so that its CPU build is the one that the other packages find.
 TORCH := torch==2.13.0
 
-.PHONY: demo test test-arm64 test-windows lint clean sample
+.PHONY: demo test test-oldest-runtime test-arm64 test-windows lint clean sample
 
 demo: $(DEMO_VENV)/installed
 	rm -rf $(DEMO_OUT)
@@ -17,6 +19,14 @@ demo: $(DEMO_VENV)/installed
 
 test: $(TEST_VENV)/installed tests/clients/node_modules
 	$(TEST_VENV)/$(BIN)/python -m pytest -q -n 2 --dist loadscope
+
+# What runs a graph, once more on the oldest supported ONNX Runtime: that of Windows ML.
+test-oldest-runtime: $(TEST_VENV)/installed $(OLDEST)/onnxruntime/__init__.py
+	PYTHONPATH=$(OLDEST) $(TEST_VENV)/$(BIN)/python -c \
+		"import onnxruntime as ort; assert ort.__version__ == '$(OLDEST_VERSION)', ort.__version__"
+	PYTHONPATH=$(OLDEST) $(TEST_VENV)/$(BIN)/python -m pytest -q -n 2 --dist loadscope \
+		tests/test_native_ops.py tests/test_native_moe.py tests/test_native_library.py tests/test_quantized_ops.py \
+		tests/test_custom_ops.py tests/test_export_quantized.py
 
 # The native library on other machines: under qemu and under wine. As root they install what is missing.
 test-arm64: $(TEST_VENV)/installed
@@ -46,10 +56,14 @@ $(TEST_VENV)/installed: pyproject.toml
 	$(TEST_VENV)/$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[dev]"
 	touch $@
 
+$(OLDEST)/onnxruntime/__init__.py: $(TEST_VENV)/installed
+	$(TEST_VENV)/$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target $(OLDEST) \
+		onnxruntime==$(OLDEST_VERSION)
+
 # The JavaScript client's tests need Node; without npm they are skipped.
 tests/clients/node_modules: tests/clients/package.json
 	if command -v npm >/dev/null; then npm install --prefix tests/clients --ignore-scripts --no-audit --no-fund; fi
 	mkdir -p $@ && touch $@
 
 clean:
-	rm -rf $(DEMO_VENV) $(TEST_VENV) $(DEMO_OUT) .lint build *.egg-info tests/clients/node_modules
+	rm -rf $(DEMO_VENV) $(TEST_VENV) $(DEMO_OUT) $(OLDEST) .lint build *.egg-info tests/clients/node_modules
