@@ -20,13 +20,15 @@ class NativeStatus:
     """What ``native_status`` found.
 
     path: the library that sessions will use, None without one. isa: name of the kernels in use (such as avx512vnni).
-    available: names of those that this CPU can run, the best first. version: of the package it was built from.
+    available: names of those that this CPU can run, the best first. refused: why kernels that the CPU has instructions
+    for are not among them, empty where all are. version: of the package it was built from.
     note: why there is no library, or what is wrong with it; empty when all is well.
     """
 
     path: Path | None
     isa: str | None = None
     available: tuple[str, ...] = ()
+    refused: str = ""
     version: str | None = None
     note: str = ""
 
@@ -70,6 +72,8 @@ def native_status() -> NativeStatus:
         library = ctypes.CDLL(str(path))
         isa = _text(library, "lfm_ops_isa")
         available = tuple((_text(library, "lfm_ops_available_isas") or "").split(","))
+        # A library of an older version, which doctor reports, does not say it.
+        refused = (_text(library, "lfm_ops_refused_isas") or "") if hasattr(library, "lfm_ops_refused_isas") else ""
         version = _text(library, "lfm_ops_version")
     except (OSError, AttributeError) as error:
         return NativeStatus(path, note=f"cannot be loaded: {' '.join(str(error).split())}")
@@ -77,7 +81,7 @@ def native_status() -> NativeStatus:
     if isa is None:
         wanted = os.environ.get("LFM_OPS_ISA", "")
         note = f"LFM_OPS_ISA is {wanted!r}, which this CPU does not have: choose from {', '.join(available)}"
-    return NativeStatus(path, isa, available, version, note)
+    return NativeStatus(path, isa, available, refused, version, note)
 
 
 def _wanted() -> bool:

@@ -175,9 +175,12 @@ def environment(name: str, value: str) -> Iterator[None]:
             os.environ[name] = before
 
 
-def assert_close(found: Array, expected: npt.NDArray[np.floating], tolerance: float = FLOAT_TOLERANCE) -> None:
+def assert_close(
+    found: Array, expected: npt.NDArray[np.floating], tolerance: float = FLOAT_TOLERANCE, *, terms: float = 0
+) -> None:
+    """terms: sum of the magnitudes that the results are sums of, which bounds rounding where results nearly cancel."""
     assert found.dtype == np.float32 and found.shape == expected.shape
-    limit = tolerance * max(1e-3, float(np.abs(expected).max(initial=0)))
+    limit = tolerance * max(1e-3, float(np.abs(expected).max(initial=0)), terms / 8)
     assert np.abs(found - expected).max(initial=0) <= limit
 
 

@@ -2,9 +2,8 @@
 #include <optional>
 
 #include "custom_op.h"
-#include "feed_forward.h"
 #include "isa_dispatch.h"
-#include "op_weights.h"
+#include "op_feed_forward.h"
 #include "ops.h"
 
 namespace lfm {
@@ -48,11 +47,7 @@ class SparseMoE {
 
   void Compute(NodeCall& call) const {
     const Operands operands = constants_ ? *constants_ : Read(call);
-    const Tensor x = call.Require(kX);
-    if (x.shape.rank == 0 || x.shape.Last() != operands.experts.hidden) {
-      call.FailInput(kX, "expected a last axis of " + std::to_string(operands.experts.hidden) + ", found shape " +
-                             x.shape.Text());
-    }
+    const Tensor x = RequireActivations(call, kX, operands.experts.hidden);
     float* y = call.Output(0, x.shape);
     const ScratchLease scratch;
     SparseFeedForward(operands.experts, operands.router, x.Floats(), x.shape.CountBefore(x.shape.rank - 1), y,
@@ -81,12 +76,8 @@ class SparseMoE {
     router.bias = inputs.Floats(kExpertBias, {count});
     router.rule = {count, top_k_, normalize_, scaling_};
 
-    const Weights gate_up =
-        FindWeights(inputs, format_, {kGateUp, kGateUpScales, kGateUpZeroPoints}, count, kAnySize, hidden);
-    if (gate_up.row_count % 2) inputs.FailInput(kGateUp, "expected an even number of rows: gate and up in turn");
-    const int64_t width = gate_up.row_count / 2;
-    const Weights down = FindWeights(inputs, format_, {kDown, kDownScales, kDownZeroPoints}, count, hidden, width);
-    return {{kernels_, gate_up.rows, down.rows, hidden, width, format_.activation}, router};
+    const FeedForwardInputs at{{kGateUp, kGateUpScales, kGateUpZeroPoints}, {kDown, kDownScales, kDownZeroPoints}};
+    return {ReadFeedForward(inputs, kernels_, format_, at, count, kAnySize, hidden), router};
   }
 
   const KernelTable& kernels_;

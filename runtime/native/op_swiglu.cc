@@ -2,9 +2,8 @@
 #include <optional>
 
 #include "custom_op.h"
-#include "feed_forward.h"
 #include "isa_dispatch.h"
-#include "op_weights.h"
+#include "op_feed_forward.h"
 #include "ops.h"
 
 namespace lfm {
@@ -39,11 +38,7 @@ class SwiGLU {
 
   void Compute(NodeCall& call) const {
     const FeedForward network = constants_ ? *constants_ : Read(call);
-    const Tensor x = call.Require(kX);
-    if (x.shape.rank == 0 || x.shape.Last() != network.hidden) {
-      call.FailInput(kX, "expected a last axis of " + std::to_string(network.hidden) + ", found shape " +
-                             x.shape.Text());
-    }
+    const Tensor x = RequireActivations(call, kX, network.hidden);
     float* y = call.Output(0, x.shape);
     const ScratchLease scratch;
     DenseFeedForward(network, x.Floats(), x.shape.CountBefore(x.shape.rank - 1), y, *scratch, call);
@@ -52,12 +47,8 @@ class SwiGLU {
  private:
   FeedForward Read(const OpInputs& inputs) const {
     const int64_t rows = width_ == kAnySize ? kAnySize : 2 * width_;
-    const Weights gate_up =
-        FindWeights(inputs, format_, {kGateUp, kGateUpScales, kGateUpZeroPoints}, 0, rows, hidden_);
-    if (gate_up.row_count % 2) inputs.FailInput(kGateUp, "expected an even number of rows: gate and up in turn");
-    const int64_t width = gate_up.row_count / 2, hidden = gate_up.rows.columns;
-    const Weights down = FindWeights(inputs, format_, {kDown, kDownScales, kDownZeroPoints}, 0, hidden, width);
-    return {kernels_, gate_up.rows, down.rows, hidden, width, format_.activation};
+    const FeedForwardInputs at{{kGateUp, kGateUpScales, kGateUpZeroPoints}, {kDown, kDownScales, kDownZeroPoints}};
+    return ReadFeedForward(inputs, kernels_, format_, at, 0, rows, hidden_);
   }
 
   const KernelTable& kernels_;

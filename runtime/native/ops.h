@@ -11,5 +11,6 @@ const OrtCustomOp* QLinearOp();
 const OrtCustomOp* SwiGLUOp();
 const OrtCustomOp* SplitQKVNormOp();
 const OrtCustomOp* GatherDequantizeOp();
+const OrtCustomOp* GroupQueryAttentionOp();
 
 }  // namespace lfm

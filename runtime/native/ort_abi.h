@@ -62,6 +62,7 @@ enum class ElementType : int {
   kUndefined = 0,  // as an op's declared input type: any
   kFloat32 = 1,
   kUint8 = 2,
+  kInt32 = 6,
   kInt64 = 7,
   kFloat16 = 10,
 };

@@ -31,7 +31,7 @@ OrtStatus* FindDomain(const OrtApiBase* base, const OrtFunctions& ort, OrtCustom
   domains.reserve(domains.size() + 1);
   if (OrtStatus* status = ort.CreateCustomOpDomain("ai.liquid", domain)) return status;
   for (const OrtCustomOp* op : {GatedShortConvOp(), SparseMoEOp(), QLinearOp(), SwiGLUOp(), SplitQKVNormOp(),
-                                GatherDequantizeOp()}) {
+                                GatherDequantizeOp(), GroupQueryAttentionOp()}) {
     if (OrtStatus* status = ort.CustomOpDomain_Add(*domain, op)) return status;
   }
   domains.emplace_back(base, *domain);
@@ -88,6 +88,15 @@ LFM_EXPORT const char* lfm_ops_available_isas() {
       return joined;
     }();
     return names.c_str();
+  } catch (...) {
+    return "";
+  }
+}
+
+// Why kernels that this CPU has instructions for are not among them; empty where all are.
+LFM_EXPORT const char* lfm_ops_refused_isas() {
+  try {
+    return lfm::RefusedKernels();
   } catch (...) {
     return "";
   }

@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from lfm_onnx.export.ops import BodyStyle, gated_short_conv_function, split_qkv_norm_function
 from lfm_onnx.runtime.native_library import ops_library_path
+from native_attention import Call
 from native_experts import Experts
 from native_models import (
     Array,
@@ -123,6 +124,11 @@ def gather_dequantize(fmt: Format) -> Case:
     return Case("", "GatherDequantize", {"ids": ids}, tensors, attributes, [table.values[ids]])
 
 
+def group_query_attention(call: Call) -> Case:
+    feeds = call.feeds()
+    return Case("", "GroupQueryAttention", feeds, feeds, call.all_attributes(), call.body(feeds))
+
+
 def wrong_width() -> Case:
     case = qlinear(Format(4), 2, 8)
     case.feeds["x"] = case.feeds["x"][:, :-1]
@@ -145,6 +151,8 @@ def cases() -> Iterator[tuple[str, Case]]:
     yield "SplitQKVNorm", split_qkv_norm()
     yield "GatherDequantize, int4", gather_dequantize(Format(4, 32, True))
     yield "GatherDequantize, int8", gather_dequantize(Format(8))
+    for call in (Call((700, 90), 1), Call((530,), 6, 6, 2, 32, room=3), Call((0,), 90, 5, 1, 128)):
+        yield f"GroupQueryAttention, {call.new} tokens", group_query_attention(call)
     yield "an input of the wrong width", wrong_width()
 
 

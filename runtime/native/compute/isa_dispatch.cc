@@ -4,6 +4,8 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#include "amx_check.h"
+
 #if defined(__x86_64__) || defined(_M_X64)
 #define LFM_X86_64 1
 #if defined(_MSC_VER) && !defined(__clang__)
@@ -71,9 +73,9 @@ unsigned long long SavedStates() {
 #endif
 }
 
-// Linux gives the tile registers to processes that ask for them.
-bool RequestTiles() {
-#if defined(__linux__)
+// Linux gives the tile registers to processes that ask for them. Android's sandbox could end one that does.
+[[maybe_unused]] bool RequestTiles() {
+#if defined(__linux__) && !defined(__ANDROID__)
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else
@@ -92,11 +94,9 @@ CpuFeatures DetectFeatures() {
   features.avx2 = ymm && Bit(basic.c, 28) && Bit(basic.c, 12) && Bit(basic.c, 29) && Bit(extended.b, 5);
   features.avx512vnni = features.avx2 && zmm && Bit(extended.b, 16) && Bit(extended.b, 17) && Bit(extended.b, 30) &&
                         Bit(extended.b, 31) && Bit(extended.c, 11);
-#if defined(LFM_HAVE_KERNELS_AMX)
-  features.amx = features.avx512vnni && tiles && Bit(extended.d, 24) && Bit(extended.d, 25) && RequestTiles();
-#else
-  (void)tiles;
-  (void)RequestTiles;
+  features.amx = features.avx512vnni && tiles && Bit(extended.d, 24) && Bit(extended.d, 25);
+#if defined(LFM_AMX_EMULATED)
+  features.amx = features.avx512vnni;
 #endif
   return features;
 }
@@ -126,52 +126,79 @@ CpuFeatures DetectFeatures() {
 CpuFeatures DetectFeatures() { return {}; }
 #endif
 
-std::vector<const KernelTable*> FindAvailable() {
-  const CpuFeatures cpu = DetectFeatures();
-  std::vector<const KernelTable*> tables;
-  [[maybe_unused]] const auto add = [&tables](bool can_run, const KernelTable* table) {
-    if (can_run && table != nullptr) tables.push_back(table);
-  };
-  (void)cpu;
-#if defined(LFM_HAVE_KERNELS_AMX)
-  add(cpu.amx, AmxKernels());
-#endif
-#if defined(LFM_HAVE_KERNELS_AVX512VNNI)
-  add(cpu.avx512vnni, Avx512VnniKernels());
-#endif
-#if defined(LFM_HAVE_KERNELS_AVX2)
-  add(cpu.avx2, Avx2Kernels());
-#endif
-#if defined(LFM_HAVE_KERNELS_NEON_I8MM)
-  add(cpu.i8mm, NeonI8mmKernels());
-#endif
-#if defined(LFM_HAVE_KERNELS_NEON_DOTPROD)
-  add(cpu.dotprod, NeonDotprodKernels());
-#endif
-#if defined(LFM_HAVE_KERNELS_NEON)
-  add(cpu.neon, NeonKernels());
-#endif
-  tables.push_back(ScalarKernels());
-  return tables;
+[[maybe_unused]] const CpuFeatures& Cpu() {
+  static const CpuFeatures features = DetectFeatures();
+  return features;
 }
 
-const std::vector<const KernelTable*>& Available() {
-  static const std::vector<const KernelTable*> tables = FindAvailable();
-  return tables;
+#if defined(LFM_HAVE_KERNELS_AMX) && defined(LFM_X86_64)
+// Why the AMX kernel is not to be used although the CPU has AMX; null where it may be. Asked for once, and not before
+// the kernel is wanted: who chooses another one meets no AMX instruction.
+const char* AmxRefusal() {
+  static const char* const refusal = []() -> const char* {
+#if !defined(LFM_AMX_EMULATED)
+    if (!RequestTiles()) return "amx: the system does not give its tile registers to this process";
+#endif
+    if (GiveSameProducts(*AmxKernels(), *Avx512VnniKernels())) return nullptr;
+    return "amx: it does not give the results of avx512vnni here, so that it is not used";
+  }();
+  return refusal;
 }
+
+bool CanRunAmx() { return Cpu().amx && AmxKernels() != nullptr && AmxRefusal() == nullptr; }
+#endif
+
+// A table of this build, and whether this CPU can run it.
+struct Candidate {
+  const KernelTable* (*table)();
+  bool (*can_run)();
+};
+
+// The best first.
+constexpr Candidate kCandidates[] = {
+#if defined(LFM_HAVE_KERNELS_AMX) && defined(LFM_X86_64)
+    {AmxKernels, CanRunAmx},
+#endif
+#if defined(LFM_HAVE_KERNELS_AVX512VNNI)
+    {Avx512VnniKernels, [] { return Cpu().avx512vnni; }},
+#endif
+#if defined(LFM_HAVE_KERNELS_AVX2)
+    {Avx2Kernels, [] { return Cpu().avx2; }},
+#endif
+#if defined(LFM_HAVE_KERNELS_NEON_I8MM)
+    {NeonI8mmKernels, [] { return Cpu().i8mm; }},
+#endif
+#if defined(LFM_HAVE_KERNELS_NEON_DOTPROD)
+    {NeonDotprodKernels, [] { return Cpu().dotprod; }},
+#endif
+#if defined(LFM_HAVE_KERNELS_NEON)
+    {NeonKernels, [] { return Cpu().neon; }},
+#endif
+    {ScalarKernels, [] { return true; }},
+};
 
 }  // namespace
 
 std::vector<std::string> AvailableKernels() {
   std::vector<std::string> names;
-  for (const KernelTable* table : Available()) names.emplace_back(table->name);
+  for (const Candidate& candidate : kCandidates) {
+    if (candidate.table() != nullptr && candidate.can_run()) names.emplace_back(candidate.table()->name);
+  }
   return names;
 }
 
+const char* RefusedKernels() {
+#if defined(LFM_HAVE_KERNELS_AMX) && defined(LFM_X86_64)
+  if (Cpu().amx && AmxKernels() != nullptr && AmxRefusal() != nullptr) return AmxRefusal();
+#endif
+  return "";
+}
+
 const KernelTable* FindKernels(const char* name) {
-  if (name == nullptr || *name == '\0') return Available().front();
-  for (const KernelTable* table : Available()) {
-    if (std::string(table->name) == name) return table;
+  const bool any = name == nullptr || *name == '\0';
+  for (const Candidate& candidate : kCandidates) {
+    const KernelTable* table = candidate.table();
+    if (table != nullptr && (any || std::string(table->name) == name) && candidate.can_run()) return table;
   }
   return nullptr;
 }
@@ -181,8 +208,10 @@ const KernelTable& SelectKernels() {
   if (const KernelTable* table = FindKernels(wanted)) return *table;
   std::string choices;
   for (const std::string& name : AvailableKernels()) choices += (choices.empty() ? "" : ", ") + name;
+  const std::string refused = std::string(wanted) == "amx" ? RefusedKernels() : "";
   throw std::runtime_error("LFM_OPS_ISA is '" + std::string(wanted) +
-                           "', which this CPU or build does not have: choose from " + choices);
+                           "', which this CPU or build does not have: choose from " + choices +
+                           (refused.empty() ? "" : " (" + refused + ")"));
 }
 
 }  // namespace lfm

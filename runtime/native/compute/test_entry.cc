@@ -55,6 +55,9 @@ LFM_TEST_EXPORT const char* lfm_test_isas() {
   return names.c_str();
 }
 
+// Why kernels that the CPU has instructions for are not among them.
+LFM_TEST_EXPORT const char* lfm_test_refused() { return lfm::RefusedKernels(); }
+
 // Bytes of the packed form; 0 where the instruction set is not available.
 LFM_TEST_EXPORT uint64_t lfm_test_packed_bytes(const char* isa, const TestWeights* weights, int activation_bits,
                                                int64_t tokens) {

@@ -6,7 +6,8 @@
 // Vector order (tokens < kTileTokens), per token and group, 16 lanes each:
 //   int4: even codes [64 bytes], odd codes [64], corrections int32 [16], scales float [16];  int8: codes [64], ...
 // Tile order, per tile of T tokens and block: codes, dword by dword, [dwords][T]; corrections int32 [T]; scales [T].
-//   A tile's blocks follow each other, so a kernel reads its activations as one stream.
+//   First the blocks of the first 512 columns, tile after tile, then those of the next 512 (TileOffset): a kernel,
+//   which unpacks its weights for that many columns, reads the activations as one stream.
 // A correction is -zero_point * sum of the codes for symmetric weights; with zero points it is -sum in 16 bits (at
 // most 128 * 127), to be multiplied by each row's zero point.
 // Float rows: K floats per token, padded with zeros to a multiple of 16.
@@ -41,6 +42,17 @@ LFM_INLINE int64_t VectorGroupBytes(const WeightRows& weights) { return weights.
 
 // Bytes of one token's share of a block in tile order: codes, correction, scale.
 LFM_INLINE int64_t TileBlockBytes(const WeightRows& weights) { return weights.block_size + 8; }
+
+// Columns whose weights are unpacked at a time: the tile order goes through all tokens for these, then for the next.
+constexpr int kChunkColumns = 512;
+
+// Where the record of a block is, for the tile of `size` tokens that begins at token `begin` of `tokens`.
+LFM_INLINE int64_t TileOffset(const WeightRows& weights, int64_t tokens, int64_t begin, int64_t size, int64_t block) {
+  const int64_t chunk_blocks = kChunkColumns / weights.block_size;
+  const int64_t first = block / chunk_blocks * chunk_blocks;
+  const int64_t blocks = weights.blocks - first < chunk_blocks ? weights.blocks - first : chunk_blocks;
+  return (tokens * first + begin * blocks + size * (block - first)) * TileBlockBytes(weights);
+}
 
 LFM_INLINE int64_t PaddedColumns(const WeightRows& weights) { return (weights.columns + 15) / 16 * 16; }
 
@@ -170,44 +182,134 @@ void PackVectors(const WeightRows& weights, const float* x, int64_t x_stride, in
   }
 }
 
-template <int kBits>
-LFM_INLINE void StoreTileBlock(const float* block, int block_size, uint8_t* record, int tile, bool zero_points) {
-  const BlockScale scale = ScaleOfBlock(block, block_size);
-  const int64_t step = tile * 4;
-  __m256i sums = _mm256_setzero_si256();
-  uint8_t* target = record;
-  for (int i = 0; i < block_size; i += 32) {
-    const __m256i codes = CodesOf32<kBits>(block + i, scale.inverse);
-    sums = _mm256_add_epi32(sums, DwordSums(codes));
-    uint8_t dwords[32];
-    Store256(dwords, codes);
-    for (int d = 0; d < 8; ++d, target += step) std::memcpy(target, dwords + d * 4, 4);
+// Lane i of the result combines the lanes of vectors[i].
+template <typename Combine>
+LFM_INLINE __m256i CombineLanes(const __m256i (&vectors)[8], Combine combine) {
+  __m256i pairs[4], fours[2];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    pairs[i] = combine(_mm256_unpacklo_epi32(vectors[2 * i], vectors[2 * i + 1]),
+                       _mm256_unpackhi_epi32(vectors[2 * i], vectors[2 * i + 1]));
   }
-  __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
-  sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
-  sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1));
-  const __m256i correction = CorrectionOfSums<kBits>(_mm256_castsi128_si256(sum), zero_points);
-  const int32_t correction_value = _mm_cvtsi128_si32(_mm256_castsi256_si128(correction));
-  std::memcpy(target, &correction_value, 4);
-  std::memcpy(target + step, &scale.scale, 4);
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    fours[i] = combine(_mm256_unpacklo_epi64(pairs[2 * i], pairs[2 * i + 1]),
+                       _mm256_unpackhi_epi64(pairs[2 * i], pairs[2 * i + 1]));
+  }
+  return combine(_mm256_permute2x128_si256(fours[0], fours[1], 0x20),
+                 _mm256_permute2x128_si256(fours[0], fours[1], 0x31));
+}
+
+// Lane j of rows[i] becomes lane i of rows[j].
+LFM_INLINE void Transpose8(__m256i (&rows)[8]) {
+  __m256i pairs[8], fours[8];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    pairs[2 * i] = _mm256_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);
+    pairs[2 * i + 1] = _mm256_unpackhi_epi32(rows[2 * i], rows[2 * i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const int at = i / 2 * 4 + i % 2;
+    fours[2 * i] = _mm256_unpacklo_epi64(pairs[at], pairs[at + 2]);
+    fours[2 * i + 1] = _mm256_unpackhi_epi64(pairs[at], pairs[at + 2]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    rows[i] = _mm256_permute2x128_si256(fours[i], fours[i + 4], 0x20);
+    rows[i + 4] = _mm256_permute2x128_si256(fours[i], fours[i + 4], 0x31);
+  }
+}
+
+template <int kCount>
+LFM_INLINE void StoreDwords(uint8_t* target, __m256i dwords) {
+  __m128i part = _mm256_castsi256_si128(dwords);
+  if (kCount >= 4) {
+    Store128(target, part);
+    part = _mm256_extracti128_si256(dwords, 1);
+    target += 16;
+  }
+  constexpr int kLeft = kCount % 4;
+  if (kLeft >= 2) _mm_storel_epi64(reinterpret_cast<__m128i*>(target), part);
+  if (kLeft % 2 == 1) {
+    const int32_t last = _mm_cvtsi128_si32(kLeft == 3 ? _mm_srli_si128(part, 8) : part);
+    std::memcpy(target + kLeft / 2 * 8, &last, 4);
+  }
+}
+
+// What ScaleOfBlock gives, for 8 blocks at a time.
+struct BlockScales {
+  __m256 scales;
+  float inverses[8];
+};
+
+LFM_INLINE void ScalesOfMagnitudes(__m256i bits, BlockScales* out) {
+  const __m256 largest = _mm256_castsi256_ps(bits), most = _mm256_set1_ps(127.0f);
+  const __m256i not_finite = _mm256_cmpgt_epi32(bits, _mm256_set1_epi32(0x7f7fffff));
+  const __m256 usable = _mm256_andnot_ps(_mm256_castsi256_ps(not_finite),
+                                         _mm256_cmp_ps(largest, _mm256_set1_ps(0x1p-120f), _CMP_GE_OQ));
+  const __m256 nan = _mm256_set1_ps(std::numeric_limits<float>::quiet_NaN());
+  out->scales = _mm256_blendv_ps(_mm256_div_ps(largest, most), nan, _mm256_castsi256_ps(not_finite));
+  _mm256_storeu_ps(out->inverses, _mm256_and_ps(_mm256_div_ps(most, largest), usable));
+}
+
+// The blocks from `first` to `end` of kTile tokens, at `record`.
+template <int kBits, int kTile>
+void PackTile(const WeightRows& weights, const float* x, int64_t x_stride, int64_t first, int64_t end,
+              uint8_t* record) {
+  static_assert(kTile <= 8, "a register holds a dword of 8 tokens");
+  const bool zero_points = weights.zero_points != nullptr;
+  const int block_size = weights.block_size;
+  const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
+  float copies[kTile][128];
+  for (int64_t b = first; b < end; ++b) {
+    const float* blocks[kTile];
+    __m256i most[8], sums[8];
+#pragma GCC unroll 8
+    for (int t = 0; t < 8; ++t) {
+      most[t] = sums[t] = _mm256_setzero_si256();
+      if (t >= kTile) continue;
+      blocks[t] = BlockElements(x + t * x_stride, weights.columns, b * block_size, block_size, copies[t]);
+      for (int i = 0; i < block_size; i += 8) {
+        const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(blocks[t] + i));
+        most[t] = _mm256_max_epu32(most[t], _mm256_and_si256(bits, magnitude));
+      }
+    }
+    BlockScales scales;
+    ScalesOfMagnitudes(CombineLanes(most, [](__m256i a, __m256i c) { return _mm256_max_epu32(a, c); }), &scales);
+    for (int i = 0; i < block_size; i += 32) {
+      __m256i codes[8];
+#pragma GCC unroll 8
+      for (int t = 0; t < 8; ++t) {
+        codes[t] = t < kTile ? CodesOf32<kBits>(blocks[t] + i, scales.inverses[t]) : _mm256_setzero_si256();
+        if (t < kTile) sums[t] = _mm256_add_epi32(sums[t], DwordSums(codes[t]));
+      }
+      Transpose8(codes);
+#pragma GCC unroll 8
+      for (int d = 0; d < 8; ++d, record += kTile * 4) StoreDwords<kTile>(record, codes[d]);
+    }
+    const __m256i sum = CombineLanes(sums, [](__m256i a, __m256i c) { return _mm256_add_epi32(a, c); });
+    StoreDwords<kTile>(record, CorrectionOfSums<kBits>(sum, zero_points));
+    StoreDwords<kTile>(record + kTile * 4, _mm256_castps_si256(scales.scales));
+    record += kTile * 8;
+  }
 }
 
 template <int kBits, int kMaxTile>
 void PackTiles(const WeightRows& weights, const float* x, int64_t x_stride, int64_t tokens, uint8_t* packed) {
-  const bool zero_points = weights.zero_points != nullptr;
   const TokenTiles<kMaxTile> tiles(tokens);
-  float copy[128];
+  const int64_t chunk_blocks = kChunkColumns / weights.block_size;
   for (int64_t i = 0; i < tiles.count; ++i) {
     const int64_t begin = tiles.Begin(i);
-    const int tile = tiles.Size(i);
-    uint8_t* records = packed + begin * weights.blocks * TileBlockBytes(weights);
-    for (int t = 0; t < tile; ++t) {
-      const float* row = x + (begin + t) * x_stride;
-      for (int64_t b = 0; b < weights.blocks; ++b) {
-        const float* block = BlockElements(row, weights.columns, b * weights.block_size, weights.block_size, copy);
-        uint8_t* record = records + b * tile * TileBlockBytes(weights) + t * 4;
-        StoreTileBlock<kBits>(block, weights.block_size, record, tile, zero_points);
-      }
+    const int size = tiles.Size(i);
+    const auto pack = size == 2   ? PackTile<kBits, 2>
+                      : size == 3 ? PackTile<kBits, 3>
+                      : size == 4 ? PackTile<kBits, 4>
+                      : size == 5 ? PackTile<kBits, 5>
+                                  : PackTile<kBits, 6>;
+    for (int64_t b = 0; b < weights.blocks; b += chunk_blocks) {
+      const int64_t end = weights.blocks - b < chunk_blocks ? weights.blocks : b + chunk_blocks;
+      pack(weights, x + begin * x_stride, x_stride, b, end, packed + TileOffset(weights, tokens, begin, size, b));
     }
   }
 }

@@ -39,14 +39,13 @@ LFM_INLINE void TransposeDwords(const RowBytes& source, int bytes, __m256i (&dwo
 
 // Codes of `columns` columns (a multiple of 32) of 8 rows; `target` is the group's first register.
 template <int kBits>
-void UnpackCodes256(const RowBytes& source, int columns, int groups, uint8_t* target, NextRows* next) {
+void UnpackCodes256(const RowBytes& source, int columns, int groups, uint8_t* target) {
   const __m256i nibble = _mm256_set1_epi8(15);
   const int64_t step = groups * 32;
   RowBytes at = source;
   for (int bytes = columns * kBits / 8; bytes > 0; bytes -= 16, at.first += 16) {
     __m256i dwords[4];
     TransposeDwords(at, 16, dwords);
-    next->Fetch<8 * 16>();
 #pragma GCC unroll 4
     for (int d = 0; d < 4; ++d) {
       if (kBits == 8) {
@@ -198,8 +197,11 @@ void AddTile256(const TileWeights256& weights, int blocks, int block_size, const
 
 template <int kBits, int kGroups, bool kZeroPoints>
 LFM_INLINE void AddTokens256(const TileWeights256& weights, const WeightRows& shape, int64_t first_block, int blocks,
-                             const uint8_t* packed, int64_t tokens, int rows, float* y, int64_t y_stride) {
+                             const uint8_t* packed, int64_t tokens, int rows, NextRows* next, float* y,
+                             int64_t y_stride) {
   const TokenTiles<kTileTokens256> tiles(tokens);
+  const int64_t chunks = (shape.blocks * shape.block_size + kChunkColumns - 1) / kChunkColumns;
+  const int64_t next_lines = kTileRows256 * shape.row_bytes / 64 / (chunks * tiles.count) + 1;
   const int block_size = shape.block_size;
   int32_t mask[kTileRows256];
   for (int i = 0; i < kTileRows256; ++i) mask[i] = i < rows ? -1 : 0;
@@ -207,7 +209,8 @@ LFM_INLINE void AddTokens256(const TileWeights256& weights, const WeightRows& sh
   for (int64_t i = 0; i < tiles.count; ++i) {
     const int64_t begin = tiles.Begin(i);
     const int tile = tiles.Size(i);
-    const uint8_t* records = packed + (begin * shape.blocks + tile * first_block) * TileBlockBytes(shape);
+    const uint8_t* records = packed + TileOffset(shape, tokens, begin, tile, first_block);
+    next->Fetch(next_lines);
     float* target = y + begin * y_stride;
     const auto add = tile == 2   ? AddTile256<kBits, kGroups, 2, kZeroPoints>
                      : tile == 3 ? AddTile256<kBits, kGroups, 3, kZeroPoints>
@@ -223,11 +226,12 @@ void MultiplyTiles256(const WeightRows& weights, int64_t row_begin, int64_t row_
   const int chunk_blocks = kChunkColumns / block_size;
   const int scale_bytes = weights.scales_are_float16 ? 2 : 4;
   const bool with_zero_points = weights.zero_points != nullptr;
-  TileWeights256 tile;
+  CacheAligned<TileWeights256> storage;
+  TileWeights256& tile = *storage.Get();
   for (int64_t row = row_begin; row < row_end; row += kTileRows256) {
     const int rows = static_cast<int>(row_end - row < kTileRows256 ? row_end - row : kTileRows256);
     const int groups = rows > 8 ? 2 : 1;
-    NextRows next(weights, row + kTileRows256);
+    NextRows next(weights, row + kTileRows256, kTileRows256);
     for (int64_t block = 0; block < weights.blocks; block += chunk_blocks) {
       const int64_t blocks_left = weights.blocks - block;
       const int blocks = static_cast<int>(blocks_left < chunk_blocks ? blocks_left : chunk_blocks);
@@ -235,7 +239,7 @@ void MultiplyTiles256(const WeightRows& weights, int64_t row_begin, int64_t row_
         const RowPointers at = RowAt(weights, row + g * 8);
         const int left = rows - g * 8 < 8 ? rows - g * 8 : 8;
         UnpackCodes256<kBits>({at.codes + block * block_size * kBits / 8, weights.row_bytes, left},
-                              blocks * block_size, groups, tile.codes + g * 32, &next);
+                              blocks * block_size, groups, tile.codes + g * 32);
         UnpackScales256({at.scales + block * scale_bytes, weights.blocks * scale_bytes, left},
                         weights.scales_are_float16, blocks, groups, tile.scales + g * 8);
         if (with_zero_points) {
@@ -246,7 +250,7 @@ void MultiplyTiles256(const WeightRows& weights, int64_t row_begin, int64_t row_
       const auto add = groups == 2 ? with_zero_points ? AddTokens256<kBits, 2, true> : AddTokens256<kBits, 2, false>
                        : with_zero_points ? AddTokens256<kBits, 1, true>
                                           : AddTokens256<kBits, 1, false>;
-      add(tile, weights, block, blocks, packed, tokens, rows, y + (row - row_begin), y_stride);
+      add(tile, weights, block, blocks, packed, tokens, rows, &next, y + (row - row_begin), y_stride);
     }
   }
 }

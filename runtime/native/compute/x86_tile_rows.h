@@ -1,14 +1,20 @@
 // 16-byte pieces of a group of rows, which the tile kernels transpose so that a register holds one row per lane.
 #pragma once
 
-#include "x86_rows.h"
+#include "x86_activations.h"
 
 namespace lfm {
 namespace {
 
-// Columns whose codes are unpacked at a time.
-constexpr int kChunkColumns = 512;
+// Blocks that are unpacked at a time, at most.
 constexpr int kChunkBlocks = kChunkColumns / 32;
+
+// A T on the stack that starts a cache line. Not by alignas: GCC for Windows relies on it without aligning the stack.
+template <typename T>
+struct CacheAligned {
+  uint8_t bytes[sizeof(T) + 63];
+  LFM_INLINE T* Get() { return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(bytes) + 63) / 64 * 64); }
+};
 
 // A piece of up to 16 or 8 consecutive rows, of which `rows` exist; the first row stands in for the others.
 struct RowBytes {
@@ -26,25 +32,29 @@ LFM_INLINE __m128i Load16(const RowBytes& source, int row, int bytes) {
   return _mm_loadu_si128(reinterpret_cast<const __m128i*>(copy));
 }
 
-// The rows after those that are being unpacked, on their way to the L2 cache in the order of their addresses: as much
-// of them as is unpacked. Unpacking itself jumps from row to row, which memory answers slowly.
+// The rows after those that are being computed, on their way to the L2 cache in the order of their addresses: unpacking
+// itself jumps from row to row, which memory answers slowly. They are asked for little by little, since a burst would
+// fill the core's queue of misses and hold up everything behind it.
 struct NextRows {
   const uint8_t* codes;
   const uint8_t* scales;
-  int64_t scale_bytes_per_kib;  // scales that belong to 1024 bytes of codes
+  int64_t lines;                 // of codes that are left
+  int64_t scale_bytes_per_line;  // that belong to a line of codes
 
-  LFM_INLINE NextRows(const WeightRows& weights, int64_t row)
+  // Of `rows` rows.
+  LFM_INLINE NextRows(const WeightRows& weights, int64_t row, int64_t rows)
       : codes(RowAt(weights, row).codes),
         scales(RowAt(weights, row).scales),
-        scale_bytes_per_kib(weights.blocks * (weights.scales_are_float16 ? 2048 : 4096) / weights.row_bytes) {}
+        lines(rows * weights.row_bytes / 64),
+        scale_bytes_per_line(weights.blocks * (weights.scales_are_float16 ? 128 : 256) / weights.row_bytes) {}
 
-  template <int kBytes>
-  LFM_INLINE void Fetch() {
-#pragma GCC unroll 4
-    for (int i = 0; i < kBytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(codes + i), _MM_HINT_T1);
-    _mm_prefetch(reinterpret_cast<const char*>(scales), _MM_HINT_T1);
-    codes += kBytes;
-    scales += scale_bytes_per_kib * kBytes / 1024;
+  LFM_INLINE void Fetch(int64_t count) {
+    for (count = count < lines ? count : lines; count > 0; --count, --lines) {
+      _mm_prefetch(reinterpret_cast<const char*>(codes), _MM_HINT_T1);
+      _mm_prefetch(reinterpret_cast<const char*>(scales), _MM_HINT_T1);
+      codes += 64;
+      scales += scale_bytes_per_line;
+    }
   }
 };
 

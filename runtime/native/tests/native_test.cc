@@ -13,6 +13,7 @@
 #include <thread>
 #include <vector>
 
+#include "attention.h"
 #include "elementwise.h"
 #include "feed_forward.h"
 #include "head_norm.h"
@@ -298,6 +299,37 @@ void HeadNormStaysInBounds(Random& random) {
   }
 }
 
+// Caches of exactly the columns that there are, whatever the blocks and chunks that they are read in.
+void AttentionStaysInBounds(Random& random) {
+  Threads threads(2);
+  for (const int64_t head_dim : {16, 64, 256}) {
+    for (const int64_t group : {1, 3}) {
+      for (const int64_t past : {0, 5, 63, 513}) {
+        for (const int64_t sequence : {1, 17, 70}) {
+          const int64_t kv_heads = 2, heads = group * kv_heads, columns = past + sequence, d = head_dim;
+          const auto query = random.Floats(sequence * heads * d), key = random.Floats(sequence * kv_heads * d),
+                     value = random.Floats(sequence * kv_heads * d), past_key = random.Floats(kv_heads * past * d),
+                     past_value = random.Floats(kv_heads * past * d), cos = random.Floats(columns * d / 2),
+                     sin = random.Floats(columns * d / 2);
+          std::vector<float> expected;
+          for (const std::string& name : AvailableKernels()) {
+            std::unique_ptr<float[]> output(new float[static_cast<size_t>(sequence * heads * d)]),
+                keys(new float[static_cast<size_t>(kv_heads * columns * d)]),
+                values(new float[static_cast<size_t>(kv_heads * columns * d)]);
+            const Attention attention = {1,           sequence,         heads,          kv_heads,         d,
+                                         0.1f,        &past,            past,           columns,          query.get(),
+                                         key.get(),   value.get(),      past_key.get(), past_value.get(), cos.get(),
+                                         sin.get(),   output.get(),     keys.get(),     values.get()};
+            RunAttention(attention, AttentionKernelsBeside(name.c_str()), threads);
+            if (expected.empty()) expected.assign(output.get(), output.get() + sequence * heads * d);
+            Expect(Same(output.get(), expected.data(), sequence * heads * d), "attention is the same with " + name);
+          }
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -309,6 +341,7 @@ int main() {
   ElementwiseLoopsAgree(random);
   ShortConvOfAnyShapeStaysInBounds(random);
   HeadNormStaysInBounds(random);
+  AttentionStaysInBounds(random);
   if (failures == 0) std::printf("all statements hold\n");
   return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }
