@@ -15,8 +15,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
-from ..errors import TokenizerError
+from .errors import TokenizerError
 
+THINK_START, THINK_END = "<think>", "</think>"
 # Far above any conversation that fits a context of 128000 tokens.
 MAX_LOOP_STEPS = 1_000_000
 MAX_CHARACTERS = 16_000_000

@@ -129,7 +129,7 @@ class Checkpoint:
             shape = (max(end - begin, 0), *shape[1:])
         entry = location.file.tensors[location.stored_name]
         offset = entry.offset + start * _FLOAT_DTYPES[entry.dtype].itemsize
-        return _read_float32(location.file.path, entry.dtype, offset, shape)
+        return read_float32(location.file.path, entry.dtype, offset, shape)
 
     def fingerprint(self) -> str:
         """Identity of the files without reading the weights: sha256 over config, file sizes, times and headers."""
@@ -241,7 +241,8 @@ def _listing(kind: str, names: list[str], count: int) -> str:
     return f"{count} {kind} tensor{'s' if count > 1 else ''}: {few}{rest}"
 
 
-def _read_float32(path: Path, dtype: str, offset: int, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+def read_float32(path: Path, dtype: str, offset: int, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """``shape`` values of ``dtype`` (BF16, F16, F32) at a byte offset of a file, through a small buffer."""
     result = np.empty(shape, np.float32)
     flat = result.reshape(-1)
     stored_dtype = _FLOAT_DTYPES[dtype]

@@ -15,11 +15,14 @@ from .errors import LfmOnnxError
 # so that `generate` does not wait for the exporter's libraries.
 _COMMANDS = {
     "export": (".export.command:export", "Export a checkpoint to an ONNX artifact."),
+    "quantize": (".export.quantize_command:quantize", "Quantize an exported fp32 or fp16 artifact."),
     "parity": (".runtime.parity.command:parity", "Prove that an artifact equals its checkpoint."),
     "generate": (".runtime.commands:generate", "Answer one prompt."),
     "chat": (".runtime.commands:chat", "Hold a conversation."),
     "inspect": (".runtime.commands:inspect", "Show what is in an artifact and what it needs."),
     "bench": (".runtime.bench_command:bench", "Measure an artifact's speed and memory."),
+    "compile": (".mobile_bridge.qnn.command:compile_command", "Compile an NPU export for chosen chips."),
+    "check": (".mobile_bridge.check.command:check", "Say what an execution provider makes of an artifact."),
     "doctor": (".runtime.doctor:doctor", "Say what this machine has for lfm-onnx."),
 }
 

@@ -35,3 +35,9 @@ class TokenizerError(LfmOnnxError):
 
 class InputError(LfmOnnxError):
     """A prompt, an option or a file given by the user cannot be used."""
+
+
+class PromiseError(LfmOnnxError):
+    """A promise that the user asked for (size, quality) cannot be kept; nothing was written."""
+
+    exit_code = 1

@@ -8,10 +8,9 @@ from typing import Any
 
 import tokenizers
 
-from ..errors import InputError, TokenizerError
-from ..strict_json import parse_json
-from .chat_template import ChatTemplate
-from .reasoning import THINK_START
+from .chat_template import THINK_START, ChatTemplate
+from .errors import InputError, TokenizerError
+from .strict_json import parse_json
 
 Message = Mapping[str, Any]
 _SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")

@@ -69,7 +69,7 @@ class Attention(nn.Module):
             epsilon=config.norm_eps,
         )
         for part, heads in ((query, config.num_attention_heads), (key, kv_heads), (value, kv_heads)):
-            part.type = ir.TensorType(ir.DataType.FLOAT)
+            part.type = ir.TensorType(context.activations)
             # Without them ONNX Runtime 1.24 takes the query for all three in one.
             part.shape = ir.Shape(["batch_size", "sequence_length", heads * config.head_dim])
         return query, key, value
@@ -85,9 +85,10 @@ class Attention(nn.Module):
         past_value: ir.Value,
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
         shared = context.attention
-        assert context.contrib is not None and isinstance(shared, GroupQueryInputs)
+        assert isinstance(shared, GroupQueryInputs)
         config = self.config
-        return context.contrib.GroupQueryAttention(
+        attended, present_key, present_value = op.call(
+            context.functions.group_query_attention,
             query if context.keeps_rows else op.Reshape(query, [0, 0, -1]),
             key if context.keeps_rows else op.Reshape(key, [0, 0, -1]),
             context.by_row(op, value, config.kv_dim),
@@ -101,9 +102,10 @@ class Attention(nn.Module):
             kv_num_heads=config.num_key_value_heads,
             scale=config.head_dim**-0.5,
             do_rotary=1,
-            rotary_interleaved=0,
-            _outputs=3,
         )
+        attended.type = ir.TensorType(context.activations)
+        attended.shape = ir.Shape(["batch_size", "sequence_length", config.num_attention_heads * config.head_dim])
+        return attended, present_key, present_value
 
     def _masked(
         self,

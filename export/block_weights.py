@@ -2,38 +2,49 @@
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import CheckpointError
 from ..quantize.formats import BlockFormat, QuantizedRows
-from ..quantize.round_to_nearest import quantize_round_to_nearest
 
 Chunks = Callable[[], Iterator[npt.NDArray[np.float32]]]
 Arrays = Iterator[npt.NDArray[np.generic]]
+Quantize = Callable[[str, npt.NDArray[np.float32], int, BlockFormat], QuantizedRows]
+"""(name, rows [n, K], index of the first of them among all rows of the weight, format) → blocks."""
+
+MOST_THREADS = 16
+"""Each holds a piece of up to 32 MiB of float32 and what is made of it: more threads would cost more memory."""
 
 
 class BlockWeight:
     """Codes, scales and zero points of a weight whose float32 rows come from ``rows`` in pieces [.., K].
 
+    Up to ``threads`` pieces are quantized at a time, and given out in their order: bytes do not depend on threads.
     Codes are made piece by piece; the scales and zero points made with them (a few per cent of the bytes) wait until
     they are asked for. Asked for without the codes, as in an export that goes on, they are made again.
     """
 
-    def __init__(self, name: str, fmt: BlockFormat, rows: Chunks) -> None:
+    def __init__(
+        self, name: str, fmt: BlockFormat, rows: Chunks, quantize: Quantize, threads: int | None = None
+    ) -> None:
         self._name = name
         self._format = fmt
         self._rows = rows
+        self._quantize = quantize
+        self._threads = min(threads or os.cpu_count() or 1, MOST_THREADS)
         self._scales: list[npt.NDArray[np.generic]] | None = None
         self._zero_points: list[npt.NDArray[np.generic]] | None = None
 
     def codes(self) -> Arrays:
         scales: list[npt.NDArray[np.generic]] = []
         zero_points: list[npt.NDArray[np.generic]] = []
-        for piece in self._rows():
-            quantized = self._quantize(piece.reshape(-1, piece.shape[-1]))
+        for quantized in self._pieces():
             scales.append(quantized.scales)
             if quantized.zero_points is not None:
                 zero_points.append(quantized.zero_points)
@@ -56,9 +67,25 @@ class BlockWeight:
         for _ in self.codes():
             pass
 
-    def _quantize(self, rows: npt.NDArray[np.float32]) -> QuantizedRows:
+    def _pieces(self) -> Iterator[QuantizedRows]:
+        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="quantize")
+        ahead: deque[Future[QuantizedRows]] = deque()
+        first_row = 0
         try:
-            return quantize_round_to_nearest(rows, self._format)
+            for piece in self._rows():
+                rows = piece.reshape(-1, piece.shape[-1])
+                ahead.append(pool.submit(self._quantize_piece, rows, first_row))
+                first_row += len(rows)
+                if len(ahead) > self._threads:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _quantize_piece(self, rows: npt.NDArray[np.float32], first_row: int) -> QuantizedRows:
+        try:
+            return self._quantize(self._name, rows, first_row, self._format)
         except ValueError as error:
             raise CheckpointError(
                 f"{self._name} cannot be stored as {self._format.name}: {error}; export with --precision fp32"

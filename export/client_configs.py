@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from ..checkpoint import Checkpoint
@@ -68,6 +69,7 @@ def write_client_files(
             "transformers.js_config": {
                 "dtype": precision.name,
                 "use_external_data_format": {precision.model_file: data_files},
+                **_cache_dtype(precision),
             },
         },
         "generation_config.json": generation,
@@ -90,6 +92,11 @@ def write_client_files(
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
         copied.append("chat_template.jinja")
     return sorted({*documents, *copied})
+
+
+def _cache_dtype(precision: Precision) -> dict[str, Any]:
+    """What transformers.js 3 must be told to make float16 caches; later ones read it from the graph."""
+    return {"kv_cache_dtype": {precision.name: "float16"}} if precision.activations == np.float16 else {}
 
 
 def genai_config(

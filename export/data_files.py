@@ -79,6 +79,7 @@ def write_data_file(path: Path, file: DataFile, on_bytes: Callable[[int], None])
     failure: list[BaseException] = []
 
     def drain() -> None:
+        ended = False
         try:
             gathered, used = bytearray(WRITE_BYTES), 0
             with path.open("wb", buffering=0) as out:
@@ -91,11 +92,13 @@ def write_data_file(path: Path, file: DataFile, on_bytes: Callable[[int], None])
                         if used == WRITE_BYTES:
                             _write_all(out, memoryview(gathered))
                             used = 0
+                ended = True
                 _write_all(out, memoryview(gathered)[:used])
                 os.fsync(out.fileno())
         except BaseException as error:
             failure.append(error)
-            while chunks.get() is not None:
+            # What is written last, such as on a disk that is full, fails when there is nothing more to come.
+            while not ended and chunks.get() is not None:
                 pass
 
     # A daemon, so that an interrupt between any two lines here leaves no thread that the process would wait for.

@@ -13,9 +13,9 @@ from .attention import Attention
 from .functions import declare_functions
 from .graph_context import GraphContext, declare_context
 from .logits_rows import rows_to_keep
-from .modules import MLP, AddRMSNorm, QuantizedMLP, ShortConv, SparseMoE, linear
-from .ops import DOMAIN, DOMAIN_VERSION, BodyStyle
-from .weight_parameters import WeightFormat, declare_weight
+from .modules import MLP, AddRMSNorm, Linear, QuantizedMLP, ShortConv, SparseMoE, linear
+from .ops import DOMAIN_VERSION, BodyStyle, domain_of
+from .weight_parameters import WeightFormat, WeightFormats, declare_weight
 
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 IR_VERSION = 10
@@ -27,25 +27,30 @@ class GraphOptions:
     """What the caller chooses of a graph."""
 
     style: BodyStyle
-    weights: WeightFormat
+    formats: WeightFormats
     """Of linear, expert and embedding weights. Norms, router and convolution kernels stay float32."""
     context_length: int
     """Positions that the graph can address."""
+    activations: ir.DataType = FLOAT
+    """Of states, logits and all between them; float16 in the custom style with block formats alone."""
 
 
 class DecoderLayer(nn.Module):
     """x += operator(operator_norm(x)); x += feed_forward(ffn_norm(x))."""
 
-    def __init__(self, config: LfmConfig, index: int, weights: WeightFormat) -> None:
+    def __init__(self, config: LfmConfig, index: int, formats: WeightFormats) -> None:
         super().__init__()
+        layer = f"model.layers.{index}."
         self.is_conv = config.layer_types[index] == "conv"
         self.operator_norm = AddRMSNorm(config.hidden_size, config.norm_eps)
         if self.is_conv:
-            self.conv = ShortConv(config, weights)
+            self.conv = ShortConv(config, formats.of(layer + "conv.in_proj"), formats.of(layer + "conv.out_proj"))
         else:
-            self.self_attn = Attention(config, weights)
+            self.self_attn = Attention(config, formats.of(layer + "self_attn.qkv_proj"))
+            out_format = formats.of(layer + "self_attn.out_proj")
+            self.self_attn.out_proj = Linear(config.q_dim, config.hidden_size, out_format)
         self.ffn_norm = AddRMSNorm(config.hidden_size, config.norm_eps)
-        self.feed_forward = _feed_forward(config, index, weights)
+        self.feed_forward = _feed_forward(config, index, formats)
 
     def forward(
         self,
@@ -70,9 +75,11 @@ class DecoderLayer(nn.Module):
         return residual, self.feed_forward(op, x, context), present, entered
 
 
-def _feed_forward(config: LfmConfig, index: int, weights: WeightFormat) -> nn.Module:
+def _feed_forward(config: LfmConfig, index: int, formats: WeightFormats) -> nn.Module:
+    name = f"model.layers.{index}.feed_forward"
     if config.is_moe_layer(index):
-        return SparseMoE(config, weights)
+        return SparseMoE(config, formats.of(f"{name}.experts"))
+    weights = formats.of(name)
     if isinstance(weights, BlockFormat):
         return QuantizedMLP(config.hidden_size, config.ff_dim, weights)
     return MLP(config.hidden_size, config.ff_dim, weights)
@@ -81,14 +88,14 @@ def _feed_forward(config: LfmConfig, index: int, weights: WeightFormat) -> nn.Mo
 class Backbone(nn.Module):
     """Embedding, layers and final norm; [B, S] token ids → [B*S, hidden] or, quantized, [B, S, hidden]."""
 
-    def __init__(self, config: LfmConfig, weights: WeightFormat) -> None:
+    def __init__(self, config: LfmConfig, formats: WeightFormats) -> None:
         super().__init__("model")
         self.hidden_size = config.hidden_size
-        self.format = weights
+        self.format = formats.of("model.embed_tokens")
         self.embed_tokens = declare_weight(
-            self, "embed_tokens.weight", [config.vocab_size, config.hidden_size], weights
+            self, "embed_tokens.weight", [config.vocab_size, config.hidden_size], self.format
         )
-        self.layers = nn.ModuleList([DecoderLayer(config, i, weights) for i in range(config.num_hidden_layers)])
+        self.layers = nn.ModuleList([DecoderLayer(config, i, formats) for i in range(config.num_hidden_layers)])
         self.embedding_norm = AddRMSNorm(config.hidden_size, config.norm_eps)
 
     def forward(
@@ -121,20 +128,20 @@ class Backbone(nn.Module):
             bits=fmt.bits,
             block_size=fmt.block_size,
         )
-        embedded.type = ir.TensorType(FLOAT)
+        embedded.type = ir.TensorType(context.activations)
         return embedded
 
 
 class LfmForCausalLM(nn.Module):
     """Backbone and LM head, tied or not; logits of the rows that ``num_logits_to_keep`` asks for."""
 
-    def __init__(self, config: LfmConfig, weights: WeightFormat) -> None:
+    def __init__(self, config: LfmConfig, formats: WeightFormats) -> None:
         super().__init__()
         self.size = (config.vocab_size, config.hidden_size)
-        self.format = weights
-        self.model = Backbone(config, weights)
         tied = config.tie_word_embeddings
-        self.lm_head = None if tied else declare_weight(self, "lm_head.weight", list(self.size), weights)
+        self.format: WeightFormat = formats.of("model.embed_tokens" if tied else "lm_head")
+        self.model = Backbone(config, formats)
+        self.lm_head = None if tied else declare_weight(self, "lm_head.weight", list(self.size), self.format)
 
     def forward(
         self,
@@ -162,42 +169,47 @@ def declare_model(config: LfmConfig, options: GraphOptions) -> ir.Model:
     logits, present.{i}.key/.value, present_conv.{i}; ``num_logits_to_keep`` is an input with an initializer, 1.
     """
     style = options.style
-    imports = {**style.opset_imports(), DOMAIN: DOMAIN_VERSION}
+    imports = {**style.opset_imports(), domain_of(options.activations): DOMAIN_VERSION}
     graph = ir.Graph([], [], nodes=[], name="lfm", opset_imports=imports)
     builder = GraphBuilder(graph)
     op = builder.op
 
     input_ids = builder.input("input_ids", INT64, ["batch_size", "sequence_length"])
     mask = builder.input("attention_mask", INT64, ["batch_size", "total_sequence_length"])
-    pasts = [_past_inputs(builder, config, i) for i in range(config.num_hidden_layers)]
+    state_type = options.activations
+    pasts = [_past_inputs(builder, config, i, state_type) for i in range(config.num_hidden_layers)]
     keep = builder.input(
         "num_logits_to_keep", INT64, [], const_value=ir.tensor(1, dtype=INT64, name="num_logits_to_keep")
     )
-    functions = declare_functions(config, style, options.weights)
-    context = declare_context(op, config, functions, style, options.context_length, input_ids, mask)
-    logits, presents = LfmForCausalLM(config, options.weights)(op, context, pasts, keep)
+    functions = declare_functions(config, style, options.formats, options.activations)
+    context = declare_context(
+        op, config, functions, style, options.context_length, input_ids, mask, options.activations
+    )
+    logits, presents = LfmForCausalLM(config, options.formats)(op, context, pasts, keep)
 
-    logits.type, logits.shape = ir.TensorType(FLOAT), ir.Shape(["batch_size", 1, config.vocab_size])
+    logits.type, logits.shape = ir.TensorType(options.activations), ir.Shape(["batch_size", 1, config.vocab_size])
     builder.add_output(logits, "logits")
     for index, present in enumerate(presents):
-        _present_outputs(builder, config, index, present)
+        _present_outputs(builder, config, index, present, state_type)
     return ir.Model(graph, ir_version=IR_VERSION, functions=list(builder.functions.values()))
 
 
-def _past_inputs(builder: GraphBuilder, config: LfmConfig, index: int) -> tuple[ir.Value, ...]:
+def _past_inputs(builder: GraphBuilder, config: LfmConfig, index: int, dtype: ir.DataType) -> tuple[ir.Value, ...]:
     if config.layer_types[index] == "conv":
         shape: list[int | str | None] = ["batch_size", config.hidden_size, config.conv_L_cache]
-        return (builder.input(f"past_conv.{index}", FLOAT, shape),)
+        return (builder.input(f"past_conv.{index}", dtype, shape),)
     kv_shape: list[int | str | None] = [
         "batch_size",
         config.num_key_value_heads,
         "past_sequence_length",
         config.head_dim,
     ]
-    return tuple(builder.input(f"past_key_values.{index}.{part}", FLOAT, kv_shape) for part in ("key", "value"))
+    return tuple(builder.input(f"past_key_values.{index}.{part}", dtype, kv_shape) for part in ("key", "value"))
 
 
-def _present_outputs(builder: GraphBuilder, config: LfmConfig, index: int, present: tuple[ir.Value, ...]) -> None:
+def _present_outputs(
+    builder: GraphBuilder, config: LfmConfig, index: int, present: tuple[ir.Value, ...], dtype: ir.DataType
+) -> None:
     if config.layer_types[index] == "conv":
         names = [f"present_conv.{index}"]
         shape: list[str | int] = ["batch_size", config.hidden_size, config.conv_L_cache]
@@ -205,5 +217,5 @@ def _present_outputs(builder: GraphBuilder, config: LfmConfig, index: int, prese
         names = [f"present.{index}.key", f"present.{index}.value"]
         shape = ["batch_size", config.num_key_value_heads, "total_sequence_length", config.head_dim]
     for name, value in zip(names, present, strict=True):
-        value.type, value.shape = ir.TensorType(FLOAT), ir.Shape(shape)
+        value.type, value.shape = ir.TensorType(dtype), ir.Shape(shape)
         builder.add_output(value, name)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ from ..checkpoint import Checkpoint
 from ..errors import InputError
 from ..quantize.formats import BlockFormat
 from ..quantize.precision import FP32, Precision
+from ..quantize.quantization import Quantization, QuantizationOptions, settle_quantization
 from .client_configs import check_client_files, require_tokenizer, write_client_files
 from .data_files import DataFile, plan_data_files, write_data_file
 from .decoder import GraphOptions, declare_model
 from .manifest import SourceHash, build_manifest, describe_file, identity, state_bytes
 from .ops import BodyStyle
 from .staging import Staging, check_space, check_target
-from .weight_parameters import WeightFormat, check_block_format
+from .weight_parameters import WeightFormats, check_block_formats
 from .weights import WeightTensor, weight_tensors
 
 INLINE_BYTES = 1024
@@ -44,6 +45,8 @@ class ExportOptions:
     replace: bool = False
     tokenizer: bool = True
     """False exports a checkpoint without tokenizer files."""
+    quantization: QuantizationOptions = field(default_factory=QuantizationOptions)
+    """How blocks are made, in precisions that have them."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +59,16 @@ class ExportPlan:
     model: ir.Model
     inline: tuple[WeightTensor, ...]
     data_files: tuple[DataFile, ...]
+    quantization: Quantization | None = None
 
     @property
     def tensors(self) -> list[WeightTensor]:
         return [*self.inline, *(placed.tensor for file in self.data_files for placed in file.tensors)]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights, external and inside the .onnx file."""
+        return self.data_bytes + sum(tensor.nbytes for tensor in self.inline)
 
     @property
     def data_bytes(self) -> int:
@@ -71,18 +80,32 @@ class ExportPlan:
         return {
             "checkpoint": self.checkpoint.source,
             "precision": self.options.precision.name,
-            "weights": self.options.precision.weight_format,
+            "weights": self._weights,
+            **({} if self.quantization is None else {"quantization": self.quantization.recipe.to_dict()}),
             "ops": self.options.style.value,
             "context_length": self.context_length,
             "data_files": [{"path": f"onnx/{file.name}", "bytes": file.nbytes} for file in self.data_files],
             "data_bytes": self.data_bytes,
-            "state_bytes": state_bytes(self.checkpoint.config, self.context_length),
+            "state_bytes": state_bytes(
+                self.checkpoint.config, self.context_length, self.options.precision.activations.itemsize
+            ),
             "nodes": self.model.graph.num_nodes(),
         }
 
+    @property
+    def _weights(self) -> str:
+        """The format of the weights, or of most of them where each has its own."""
+        if self.quantization is None:
+            return self.options.precision.weight_format
+        names = {fmt.name for fmt in self.quantization.recipe.formats.values()}
+        return names.pop() if len(names) == 1 else "mixed"
 
-def plan_export(checkpoint: Checkpoint, options: ExportOptions) -> ExportPlan:
-    """Declare the graph and lay out its weights. Raises LfmOnnxError where the checkpoint or an option does not fit."""
+
+def plan_export(checkpoint: Checkpoint, options: ExportOptions, quantization: Quantization | None = None) -> ExportPlan:
+    """Declare the graph and lay out its weights. Raises LfmOnnxError where the checkpoint or an option does not fit.
+
+    quantization: settled before, instead of what ``options`` ask for.
+    """
     longest = checkpoint.config.max_position_embeddings
     context_length = options.context_length if options.context_length is not None else longest
     if not 1 <= context_length <= longest:
@@ -93,18 +116,23 @@ def plan_export(checkpoint: Checkpoint, options: ExportOptions) -> ExportPlan:
     if options.tokenizer:
         require_tokenizer(checkpoint)
     check_client_files(checkpoint)
-    weights = options.precision.weights
-    if isinstance(weights, BlockFormat):
-        check_block_format(checkpoint.config, weights)
-        weight_format: WeightFormat = weights
+    precision = options.precision
+    activations = ir.DataType.from_numpy(precision.activations)
+    if activations != ir.DataType.FLOAT and options.style is not BodyStyle.CUSTOM:
+        raise InputError(f"{precision.name} is for ONNX Runtime's GPU operators: use --ops custom")
+    if isinstance(precision.weights, BlockFormat):
+        if quantization is None:
+            quantization = settle_quantization(checkpoint, precision, options.quantization, tokenizer=options.tokenizer)
+        check_block_formats(checkpoint.config, quantization.recipe.formats)
+        formats = WeightFormats(blocks=quantization.recipe.formats)
     else:
-        weight_format = ir.DataType.from_numpy(weights)
-    model = declare_model(checkpoint.config, GraphOptions(options.style, weight_format, context_length))
-    tensors = weight_tensors(model, checkpoint, weights if isinstance(weights, BlockFormat) else None)
+        formats = WeightFormats(ir.DataType.from_numpy(precision.weights))
+    model = declare_model(checkpoint.config, GraphOptions(options.style, formats, context_length, activations))
+    tensors = weight_tensors(model, checkpoint, quantization)
     inline = tuple(tensor for tensor in tensors if tensor.nbytes <= INLINE_BYTES)
     external = (tensor for tensor in tensors if tensor.nbytes > INLINE_BYTES)
     files = tuple(plan_data_files(external, options.precision.data_file))
-    return ExportPlan(checkpoint, options, context_length, model, inline, files)
+    return ExportPlan(checkpoint, options, context_length, model, inline, files, quantization)
 
 
 def export_checkpoint(
@@ -129,7 +157,7 @@ def export_checkpoint(
         check_space(output, plan.data_bytes - sum(record["bytes"] for record in done) + SMALL_FILES_BYTES)
         source_hash = SourceHash(checkpoint)
         (staging.folder / "onnx").mkdir(exist_ok=True)
-        digests = {file.name: _write_weights(staging, file, on_bytes) for file in plan.data_files}
+        records = {file.name: _write_weights(staging, file, plan, on_bytes) for file in plan.data_files}
         _write_graph(staging.folder / "onnx", plan)
         others = write_client_files(
             staging.folder,
@@ -147,8 +175,9 @@ def export_checkpoint(
             plan.tensors,
             source_hash.files(),
             [describe_file(staging.folder, f"onnx/{plan.options.precision.model_file}")]
-            + [describe_file(staging.folder, f"onnx/{name}", digest) for name, digest in digests.items()],
+            + [describe_file(staging.folder, f"onnx/{name}", record["sha256"]) for name, record in records.items()],
             [describe_file(staging.folder, name) for name in others],
+            _quantization_entry(plan, records.values()),
         )
         (staging.folder / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         staging.publish()
@@ -165,14 +194,37 @@ def _fingerprint(plan: ExportPlan) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()
 
 
-def _write_weights(staging: Staging, file: DataFile, on_bytes: Callable[[int], None]) -> str:
+def _write_weights(
+    staging: Staging, file: DataFile, plan: ExportPlan, on_bytes: Callable[[int], None]
+) -> dict[str, Any]:
+    """The journal's record of the file: bytes, sha256 and, quantized, what the method says of its tensors."""
     name = f"onnx/{file.name}"
     if (record := staging.finished(name)) is not None:
         on_bytes(record["bytes"])
-        return str(record["sha256"])
+        return record
     sha256 = write_data_file(staging.folder / name, file, on_bytes)
-    staging.finish(name, {"bytes": file.nbytes, "sha256": sha256})
-    return sha256
+    record = {"bytes": file.nbytes, "sha256": sha256}
+    if plan.quantization is not None:
+        record["tensors"] = _tensor_reports(plan.quantization, (placed.tensor for placed in file.tensors))
+    staging.finish(name, record)
+    return record
+
+
+def _tensor_reports(quantization: Quantization, tensors: Iterable[WeightTensor]) -> dict[str, Any]:
+    """What the quantizer says of those weights whose codes are among ``tensors``; see ``tensor_reports``."""
+    found = quantization.tensor_reports()
+    return {tensor.name: found[tensor.name] for tensor in tensors if tensor.name in found}
+
+
+def _quantization_entry(plan: ExportPlan, records: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+    """The manifest's account of how blocks were made, the same whether or not the export was interrupted."""
+    if plan.quantization is None:
+        return None
+    reports = _tensor_reports(plan.quantization, plan.inline)
+    for record in records:
+        reports |= record.get("tensors", {})
+    in_order = {name: reports[name] for name in plan.quantization.format_of_weights() if name in reports}
+    return {"recipe": plan.quantization.recipe.to_dict(), "tensors": in_order}
 
 
 def _write_graph(folder: Path, plan: ExportPlan) -> None:

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from ..config import LfmConfig
-from ..quantize.formats import BlockFormat
 from .ops import (
     BodyStyle,
     gated_short_conv_function,
     gather_dequantize_function,
+    group_query_attention_function,
     qlinear_function,
     sparse_moe_function,
     split_qkv_norm_function,
     swiglu_function,
 )
-from .weight_parameters import ACTIVATION_BITS, UINT8, WeightFormat
+from .weight_parameters import ACTIVATION_BITS, FLOAT, UINT8, WeightFormats
 
 
 @dataclass(frozen=True)
@@ -36,32 +36,50 @@ class Functions:
 
     gated_short_conv: ir.Function
     sparse_moe: ir.Function
+    group_query_attention: ir.Function
+    """Called in the custom style alone."""
     quantized: QuantizedFunctions | None
 
 
-def declare_functions(config: LfmConfig, style: BodyStyle, weights: WeightFormat) -> Functions:
-    """The functions with the bodies that suit a model of this config, style and weight format."""
-    gated_short_conv = gated_short_conv_function(config.conv_L_cache, bias=config.conv_bias, style=style)
-    if not isinstance(weights, BlockFormat):
-        return Functions(gated_short_conv, sparse_moe_function(style=style, weight_dtype=weights), None)
-    zero_points = not weights.symmetric
+def declare_functions(
+    config: LfmConfig, style: BodyStyle, formats: WeightFormats, activations: ir.DataType = FLOAT
+) -> Functions:
+    """The functions with the bodies that suit a model of this config, style, weight formats and activation type."""
+    gated_short_conv = gated_short_conv_function(
+        config.conv_L_cache, bias=config.conv_bias, style=style, activations=activations
+    )
+    group_query_attention = group_query_attention_function(activations=activations)
+    if not formats.quantized:
+        sparse_moe = sparse_moe_function(style=style, weight_dtype=formats.floats)
+        return Functions(gated_short_conv, sparse_moe, group_query_attention, None)
+    zero_points = formats.zero_points
     # ONNX Runtime 1.24's QMoE misreads experts of a single block a row.
-    rows_of_several_blocks = min(config.hidden_size, config.moe_intermediate_size) > weights.block_size
+    narrowest = min(config.hidden_size, config.moe_intermediate_size)
+    sizes = [fmt.block_size for group, fmt in formats.blocks.items() if group.endswith(".experts")]
+    rows_of_several_blocks = all(narrowest > size for size in sizes)
     return Functions(
         gated_short_conv,
         sparse_moe_function(
-            style=style, weight_dtype=UINT8, zero_points=zero_points, contrib_experts=rows_of_several_blocks
+            style=style,
+            weight_dtype=UINT8,
+            zero_points=zero_points,
+            contrib_experts=rows_of_several_blocks,
+            activations=activations,
         ),
+        group_query_attention,
         QuantizedFunctions(
-            qlinear_function(style=style, zero_points=zero_points, activation_bits=ACTIVATION_BITS),
+            qlinear_function(
+                style=style, zero_points=zero_points, activation_bits=ACTIVATION_BITS, activations=activations
+            ),
             swiglu_function(
                 style=style,
                 columns=config.hidden_size,
                 width=config.ff_dim,
                 zero_points=zero_points,
                 activation_bits=ACTIVATION_BITS,
+                activations=activations,
             ),
-            split_qkv_norm_function(style=style),
-            gather_dequantize_function(style=style, zero_points=zero_points),
+            split_qkv_norm_function(style=style, activations=activations),
+            gather_dequantize_function(style=style, zero_points=zero_points, activations=activations),
         ),
     )

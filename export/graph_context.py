@@ -47,6 +47,8 @@ class GraphContext:
     """int64 [B, 1]: columns of padding before each row's first token; None in the standard style."""
     past_tokens: ir.Value
     """int64 [B, 1]: tokens of each row before this call."""
+    activations: ir.DataType = FLOAT
+    """Type of the residual stream, states and logits."""
     attention: GroupQueryInputs | MaskedAttentionInputs | None = None
     _shapes: dict[tuple[int, ...], ir.Value] = field(default_factory=dict)
 
@@ -73,7 +75,7 @@ class GroupQueryInputs:
     total_length: ir.Value
     """int32 scalar T."""
     cos: ir.Value
-    """float32 [context, head_dim/2]."""
+    """[context, head_dim/2] in the activations' type."""
     sin: ir.Value
 
 
@@ -96,6 +98,7 @@ def declare_context(
     context_length: int,
     input_ids: ir.Value,
     mask: ir.Value,
+    activations: ir.DataType = FLOAT,
 ) -> GraphContext:
     """Emit the graph's start: ``input_ids`` int64 [B, S], ``mask`` int64 [B, T] with the past's columns first."""
     batch_and_sequence = op.Shape(input_ids)
@@ -125,6 +128,7 @@ def declare_context(
         mask=op.Cast(new_mask, to=FLOAT),
         first_token=first_token,
         past_tokens=past_tokens,
+        activations=activations,
     )
     if config.attention_layers:
         if style is BodyStyle.CUSTOM:
@@ -152,7 +156,7 @@ def _group_query_inputs(op: OpBuilder, context: GraphContext, total: ir.Value, l
     caches = []
     for name in ("rotary.cos", "rotary.sin"):
         # Filled from rotary_cache when the file is written.
-        value = ir.Value(name=name, shape=ir.Shape([length, half]), type=ir.TensorType(FLOAT))
+        value = ir.Value(name=name, shape=ir.Shape([length, half]), type=ir.TensorType(context.activations))
         op.builder.graph.initializers[name] = value
         caches.append(value)
     return GroupQueryInputs(op.Cast(last, to=INT32), op.Cast(op.Squeeze(total, [0]), to=INT32), caches[0], caches[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import threading
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ..checkpoint import Checkpoint
 from ..config import CONFIG_NAME, LfmConfig
 from ..errors import CheckpointError
 from ..quantize.precision import Precision
+from .artifact_source import ArtifactSource
 from .ops import OPSET_VERSION, BodyStyle
 from .weights import WeightTensor
 
@@ -23,10 +25,14 @@ CONTEXT_STEPS = (1024, 4096, 16384, 32768, 131072)
 
 
 class SourceHash:
-    """SHA-256 of a checkpoint's weight files, taken in a thread of its own while the export reads them."""
+    """SHA-256 of a checkpoint's weight files, taken in a thread of its own while the export reads them.
+
+    An artifact knows those of the checkpoint that it was made from.
+    """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self._paths = checkpoint.weight_files()
+        self._known = checkpoint.origin["files"] if isinstance(checkpoint, ArtifactSource) else None
+        self._paths = [] if self._known is not None else checkpoint.weight_files()
         self._digests: dict[str, str] = {}
         self._failure: OSError | None = None
         self._thread = threading.Thread(target=self._run, name="source-hash", daemon=True)
@@ -37,6 +43,8 @@ class SourceHash:
         self._thread.join()
         if self._failure is not None:
             raise CheckpointError(f"the checkpoint cannot be read: {self._failure}")
+        if self._known is not None:
+            return self._known
         return [
             {"path": path.name, "bytes": path.stat().st_size, "sha256": self._digests[path.name]}
             for path in self._paths
@@ -50,10 +58,10 @@ class SourceHash:
             self._failure = error
 
 
-def state_bytes(config: LfmConfig, context_length: int) -> dict[str, int]:
-    """Bytes of the float32 states of one conversation: KV cache of ``context_length`` tokens, convolution states."""
-    kv = len(config.attention_layers) * 2 * config.kv_dim * context_length * 4
-    return {"kv_cache": kv, "conv": len(config.conv_layers) * config.hidden_size * config.conv_L_cache * 4}
+def state_bytes(config: LfmConfig, context_length: int, itemsize: int = 4) -> dict[str, int]:
+    """Bytes of the states of one conversation: KV cache of ``context_length`` tokens, convolution states."""
+    kv = len(config.attention_layers) * 2 * config.kv_dim * context_length * itemsize
+    return {"kv_cache": kv, "conv": len(config.conv_layers) * config.hidden_size * config.conv_L_cache * itemsize}
 
 
 def describe_file(folder: Path, name: str, sha256: str | None = None) -> dict[str, Any]:
@@ -82,12 +90,16 @@ def identity(checkpoint: Checkpoint, precision: Precision, style: BodyStyle, con
 
 def source_name(checkpoint: Checkpoint) -> str:
     """The hub id, or a local folder's own name: where it lay on somebody's disk is nobody's business."""
+    if isinstance(checkpoint, ArtifactSource):
+        return str(checkpoint.origin["checkpoint"])
     is_local = Path(checkpoint.source).exists()
     return checkpoint.folder.resolve().name if is_local else checkpoint.source
 
 
 def config_sha256(checkpoint: Checkpoint) -> str:
     """SHA-256 of the checkpoint's config.json as it stands in its folder."""
+    if isinstance(checkpoint, ArtifactSource):
+        return str(checkpoint.origin["config_sha256"])
     return file_digest(checkpoint.folder / CONFIG_NAME)
 
 
@@ -100,8 +112,9 @@ def build_manifest(
     source_files: list[dict[str, Any]],
     model_files: list[dict[str, Any]],
     other_files: list[dict[str, Any]],
+    quantization: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The manifest of a folder with one variant."""
+    """The manifest of a folder with one variant. quantization: how its blocks were made."""
     config = checkpoint.config
     content = hashlib.sha256("".join(file["sha256"] for file in source_files).encode()).hexdigest()
     names = identity(checkpoint, precision, style, context_length)
@@ -130,9 +143,12 @@ def build_manifest(
                 "precision": precision_by_kind(tensors),
                 "weight_bytes": sum(tensor.nbytes for tensor in tensors),
                 "files": [file["path"] for file in model_files],
+                **({} if quantization is None else {"quantization": quantization}),
             }
         },
-        "memory_bytes_by_context": {str(step): state_bytes(config, step) for step in steps},
+        "memory_bytes_by_context": {
+            str(step): state_bytes(config, step, precision.activations.itemsize) for step in steps
+        },
         "tools": {
             name: importlib.metadata.version(name) for name in ("onnx", "onnx_ir", "onnxscript", "numpy", "onnxruntime")
         },
@@ -152,11 +168,22 @@ def parameter_count(checkpoint: Checkpoint) -> int:
 
 
 def precision_by_kind(tensors: Iterable[WeightTensor]) -> dict[str, dict[str, Any]]:
-    """Per tensor class: its dtype or block format, number of weights, and bytes with scales and zero points."""
-    kinds: dict[str, dict[str, Any]] = {}
+    """Per tensor class: its dtype or block format, number of weights, and bytes with scales and zero points.
+
+    A class whose weights have several block formats has dtype "mixed" and their counts by name.
+    """
+    by_kind: dict[str, list[WeightTensor]] = {}
     for tensor in tensors:
-        stored = tensor.blocks.to_dict() if tensor.blocks is not None else {"dtype": tensor.dtype.name}
-        entry = kinds.setdefault(tensor.kind, {**stored, "tensors": 0, "bytes": 0})
-        entry["tensors"] += not tensor.is_part
-        entry["bytes"] += tensor.nbytes
-    return kinds
+        by_kind.setdefault(tensor.kind, []).append(tensor)
+    return {kind: _stored(members) for kind, members in by_kind.items()}
+
+
+def _stored(tensors: list[WeightTensor]) -> dict[str, Any]:
+    weights = [tensor for tensor in tensors if not tensor.is_part]
+    first = weights[0]
+    blocks = Counter(tensor.blocks.name for tensor in weights if tensor.blocks is not None)
+    if len(blocks) > 1:
+        stored: dict[str, Any] = {"dtype": "mixed", "formats": dict(sorted(blocks.items()))}
+    else:
+        stored = first.blocks.to_dict() if first.blocks is not None else {"dtype": first.dtype.name}
+    return {**stored, "tensors": len(weights), "bytes": sum(tensor.nbytes for tensor in tensors)}

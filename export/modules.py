@@ -49,11 +49,16 @@ def linear(
         inputs = [x, weight.values, weight.scales, *([weight.zero_points] if weight.zero_points is not None else [])]
         attributes = {"K": size[1], "N": size[0], **format_attributes(fmt)}
         y = op.call(context.functions.quantized.qlinear, *inputs, **attributes)
-        y.type = ir.TensorType(FLOAT)
-        return y if bias is None else op.Add(y, bias)
+        y.type = ir.TensorType(context.activations)
+        return y if bias is None else op.Add(y, as_activations(op, bias, context.activations))
     if fmt == FLOAT:
         return op.Gemm(x, weight.values, bias, transB=1)
     return op.Cast(op.Gemm(op.Cast(x, to=fmt), weight.values, bias, transB=1), to=FLOAT)
+
+
+def as_activations(op: OpBuilder, parameter: ir.Value, activations: ir.DataType) -> ir.Value:
+    """A float32 parameter in the type that activations have; a runtime casts it once, when it loads the model."""
+    return parameter if activations == FLOAT else op.Cast(parameter, to=activations)
 
 
 class NormWeight(nn.Module):
@@ -87,15 +92,20 @@ class AddRMSNorm(RMSNorm):
         self, op: OpBuilder, residual: ir.Value, delta: ir.Value | None, context: GraphContext
     ) -> tuple[ir.Value, ir.Value]:
         """(total, norm(total)); without a delta the residual itself is the total."""
+        half = context.activations != FLOAT
+        if delta is None and half:
+            # The mean of squares is beyond float16 long before the values are.
+            normed = op.Cast(super().forward(op, op.Cast(residual, to=FLOAT)), to=context.activations)
+            return residual, normed
         if delta is None:
             return residual, super().forward(op, residual)
         if context.contrib is None:
             total = op.Add(residual, delta)
             return total, super().forward(op, total)
         normed, _, _, total = context.contrib.SkipSimplifiedLayerNormalization(
-            delta, residual, self.weight, epsilon=self.eps, _outputs=4
+            delta, residual, as_activations(op, self.weight, context.activations), epsilon=self.eps, _outputs=4
         )
-        normed.type = total.type = ir.TensorType(FLOAT)
+        normed.type = total.type = ir.TensorType(context.activations)
         return total, normed
 
 
@@ -126,7 +136,7 @@ class QuantizedMLP(nn.Module):
         assert context.functions.quantized is not None
         attributes = {"K": self.hidden, "F": self.width, **format_attributes(self.format)}
         y = op.call(context.functions.quantized.swiglu, x, *_two_weights(self.w13, self.w2), **attributes)
-        y.type = ir.TensorType(FLOAT)
+        y.type = ir.TensorType(context.activations)
         return y
 
 
@@ -156,7 +166,7 @@ class SparseMoE(nn.Module):
             routed_scaling_factor=float(config.routed_scaling_factor),
             **format_attributes(self.format),
         )
-        y.type = ir.TensorType(FLOAT)
+        y.type = ir.TensorType(context.activations)
         return y
 
 
@@ -185,20 +195,20 @@ class Convolution(nn.Module):
         if self.bias is not None:
             inputs.append(self.bias)
         y, present = op.call(context.functions.gated_short_conv, *inputs)
-        y.type = present.type = ir.TensorType(FLOAT)
+        y.type = present.type = ir.TensorType(context.activations)
         return y, present
 
 
 class ShortConv(nn.Module):
     """Projection to B, C, x; ``ai.liquid::GatedShortConv``; output projection."""
 
-    def __init__(self, config: LfmConfig, weights: WeightFormat) -> None:
+    def __init__(self, config: LfmConfig, in_format: WeightFormat, out_format: WeightFormat) -> None:
         super().__init__()
         hidden, bias = config.hidden_size, config.conv_bias
         self.hidden = hidden
-        self.in_proj = Linear(hidden, 3 * hidden, weights, bias=bias)
+        self.in_proj = Linear(hidden, 3 * hidden, in_format, bias=bias)
         self.conv = Convolution(config)
-        self.out_proj = Linear(hidden, hidden, weights, bias=bias)
+        self.out_proj = Linear(hidden, hidden, out_format, bias=bias)
 
     def forward(
         self, op: OpBuilder, x: ir.Value, context: GraphContext, past_conv: ir.Value

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import onnx_ir as ir
@@ -11,11 +12,35 @@ from onnxscript import nn
 from ..config import LfmConfig
 from ..errors import InputError
 from ..quantize.formats import BlockFormat
+from ..quantize.tensor_groups import tensor_groups
 
 FLOAT, UINT8 = ir.DataType.FLOAT, ir.DataType.UINT8
 
 WeightFormat: TypeAlias = ir.DataType | BlockFormat
 """How linear, expert and embedding weights are stored: float32, float16, or a block format."""
+
+
+@dataclass(frozen=True)
+class WeightFormats:
+    """The format of each weight of a model: the same float type for all, or a block format by tensor group."""
+
+    floats: ir.DataType = FLOAT
+    blocks: Mapping[str, BlockFormat] = field(default_factory=dict)
+    """By group (see quantize/tensor_groups.py); empty in models of float weights."""
+
+    @property
+    def quantized(self) -> bool:
+        return bool(self.blocks)
+
+    @property
+    def zero_points(self) -> bool:
+        """Whether the blocks have zero points of their own: all or none of them."""
+        return any(not fmt.symmetric for fmt in self.blocks.values())
+
+    def of(self, group: str) -> WeightFormat:
+        """The format of the group of that name."""
+        return self.blocks[group] if self.blocks else self.floats
+
 
 SCALES, ZERO_POINTS = "_scales", "_zero_points"
 """What follows a weight's name in the names of its other parameters."""
@@ -51,17 +76,18 @@ def declare_weight(module: nn.Module, name: str, shape: list[int], fmt: WeightFo
     )
 
 
-def check_block_format(config: LfmConfig, fmt: BlockFormat) -> None:
-    """InputError where the experts cannot be cut into blocks of this size."""
-    if not any(map(config.is_moe_layer, range(config.num_hidden_layers))):
-        return
-    for name in ("hidden_size", "moe_intermediate_size"):
-        size = getattr(config, name)
-        if size % fmt.block_size:
-            raise InputError(
-                f"block size {fmt.block_size} does not divide {name}, which is {size}: choose a smaller block size, or "
-                "export with --precision fp16"
-            )
+def check_block_formats(config: LfmConfig, formats: Mapping[str, BlockFormat]) -> None:
+    """InputError where experts cannot be cut into blocks of the size that is asked for."""
+    for group in tensor_groups(config):
+        fmt = formats[group.name]
+        if group.takes(fmt):
+            continue
+        names = ("hidden_size", "moe_intermediate_size")
+        name, size = next((name, size) for name in names if (size := getattr(config, name)) % fmt.block_size)
+        raise InputError(
+            f"block size {fmt.block_size} does not divide {name}, which is {size}: choose a smaller block size, or "
+            "export with --precision fp16"
+        )
 
 
 def format_attributes(fmt: WeightFormat) -> dict[str, int]:

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from ..checkpoint import Checkpoint
 from ..errors import CheckpointError
 from ..quantize.formats import BlockFormat
+from ..quantize.quantization import Quantization
 from .block_weights import BlockWeight, Chunks
 from .graph_context import rotary_cache
 from .weight_parameters import SCALES, ZERO_POINTS
@@ -54,23 +55,30 @@ class WeightTensor:
         return self.blocks is not None and self.name.endswith((SCALES, ZERO_POINTS))
 
 
-def weight_tensors(model: ir.Model, checkpoint: Checkpoint, blocks: BlockFormat | None = None) -> list[WeightTensor]:
+def weight_tensors(
+    model: ir.Model, checkpoint: Checkpoint, quantization: Quantization | None = None
+) -> list[WeightTensor]:
     """A WeightTensor for each initializer of ``model`` that has no data yet, in the graph's order.
 
-    blocks: the format of those weights that have scales.
+    quantization: what makes the blocks of those weights that have scales.
     """
+    formats = quantization.format_of_weights() if quantization is not None else {}
     values = {value.name: value for value in model.graph.initializers.values() if value.const_value is None}
-    parts: dict[str, Callable[[], Iterator[npt.NDArray[np.generic]]]] = {}
+    parts: dict[str, tuple[Callable[[], Iterator[npt.NDArray[np.generic]]], BlockFormat]] = {}
     tensors = []
     for name, value in values.items():
         assert name is not None and value.shape is not None and value.dtype is not None
         shape = tuple(int(size) for size in value.shape.numpy())
         dtype = np.dtype(value.dtype.numpy())
-        if blocks is not None and name + SCALES in values:
-            weight = BlockWeight(name, blocks, _source(name, shape, checkpoint))
-            parts |= {name: weight.codes, name + SCALES: weight.scales, name + ZERO_POINTS: weight.zero_points}
+        if quantization is not None and name + SCALES in values:
+            fmt = formats[name]
+            weight = BlockWeight(
+                name, fmt, _source(name, shape, checkpoint), quantization.quantize, quantization.threads
+            )
+            made = {"": weight.codes, SCALES: weight.scales, ZERO_POINTS: weight.zero_points}
+            parts |= {name + part: (chunks, fmt) for part, chunks in made.items()}
         if name in parts:
-            tensors.append(WeightTensor(name, _kind(name), dtype, shape, parts[name], blocks))
+            tensors.append(WeightTensor(name, _kind(name), dtype, shape, *parts[name]))
         else:
             source = _source(name, shape, checkpoint)
             tensors.append(WeightTensor(name, _kind(name), dtype, shape, partial(_narrow_all, source, dtype, name)))

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,7 @@ class BenchOptions:
     """``prompt_tokens`` are fed at once, then ``new_tokens`` one at a time; ``repeat`` times, after one to warm up.
 
     threads: None takes every core. native: False runs without the native library, None as the environment says.
+    npu: keywords of ``NpuOptions`` for an NPU export.
     """
 
     prompt_tokens: int = 512
@@ -32,6 +34,7 @@ class BenchOptions:
     repeat: int = 5
     variant: str | None = None
     native: bool | None = None
+    npu: dict[str, Any] | None = None
 
     def check(self) -> None:
         """InputError where a number is below 1."""
@@ -112,9 +115,9 @@ def bench(folder: str | Path, options: BenchOptions | None = None) -> BenchResul
             f"{options.prompt_tokens} prompt tokens and {options.new_tokens} new ones do not fit into the context of "
             f"{artifact.context_length}: ask for fewer"
         )
-    bytes_per_token = inspect_artifact(folder, options.variant, verify="none").touched_bytes_per_token
+    bytes_per_token = _bytes_per_token(artifact)
     threads = options.threads or physical_cores()
-    settings = {"folder": str(folder), "variant": options.variant, "threads": threads}
+    settings = {"folder": str(folder), "variant": options.variant, "threads": threads, "npu": options.npu}
     environment = {} if options.native is None else {"LFM_ONNX_NATIVE": str(int(options.native))}
     loads = []
     for _ in range(options.repeat - 1):
@@ -146,6 +149,14 @@ def bench(folder: str | Path, options: BenchOptions | None = None) -> BenchResul
             rate * bytes_per_token / bandwidth for rate, bandwidth in zip(decode, bandwidths, strict=True)
         ),
     )
+
+
+def _bytes_per_token(artifact: Artifact) -> int:
+    from .npu.manifest import NpuManifest, is_npu_artifact
+
+    if is_npu_artifact(artifact):
+        return sum(part.token_bytes for part in NpuManifest.read(artifact).parts)
+    return inspect_artifact(artifact.folder, artifact.variant, verify="none").touched_bytes_per_token
 
 
 def repeated_runs(

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .npu.command_options import npu_options, take_npu_options
+
 if TYPE_CHECKING:
     from .bench import BenchResult
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 @click.option("--repeat", type=click.IntRange(min=1), default=5, show_default=True, help="Measurements of each figure.")
 @click.option("--variant", help="Precision to run, such as fp32 or q4; the artifact's first by default.")
 @click.option("--no-native", "native", flag_value=False, default=None, help="Run without the native library.")
+@npu_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def bench(folder: Path, as_json: bool, **options: Any) -> None:
     """Measure the speed and memory of the model exported to DIR, on random tokens.
@@ -29,7 +32,10 @@ def bench(folder: Path, as_json: bool, **options: Any) -> None:
     from .bench import BenchOptions
     from .bench import bench as measure
 
-    result = measure(folder, BenchOptions(**options))
+    npu = take_npu_options(options)
+    if npu.get("cpu_artifact"):
+        npu["cpu_artifact"] = str(npu["cpu_artifact"])
+    result = measure(folder, BenchOptions(**options, npu=npu or None))
     if as_json:
         click.echo(json.dumps(result.to_dict()))
     else:

@@ -19,6 +19,7 @@ import numpy as np
 from ..errors import LfmOnnxError
 from .generation import PREFILL_CHUNK
 from .model import LfmModel
+from .npu.model import NpuOptions
 
 
 class Engine(Protocol):
@@ -38,8 +39,12 @@ class OnnxEngine:
     """An exported folder through ``LfmModel``."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
+        npu = settings.get("npu")
         self._model = LfmModel.load(
-            settings["folder"], variant=settings.get("variant"), threads=settings.get("threads")
+            settings["folder"],
+            variant=settings.get("variant"),
+            threads=settings.get("threads"),
+            npu=None if npu is None else NpuOptions(**npu),
         )
 
     def restart(self, tokens: int) -> None:

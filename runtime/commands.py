@@ -6,12 +6,16 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import InputError
 from ..strict_json import parse_json
+from .npu.command_options import npu_options, take_npu_options
+
+if TYPE_CHECKING:
+    from .npu.model import NpuOptions
 
 _FOLDER = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 _VARIANT = click.option("--variant", help="Precision to run, such as fp32 or fp16; the artifact's first by default.")
@@ -37,7 +41,7 @@ def _generation_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ]
     ):
         command = option(command)
-    return command
+    return npu_options(command)
 
 
 @click.command()
@@ -68,7 +72,10 @@ def generate(
         raise InputError("--raw continues the text as it is: --system and --tools have no place in it")
     text = _stdin_text() if prompt == "-" else prompt
     schemas = _read_tools(tools)
-    model = LfmModel.load(folder, variant=variant, threads=threads, context_length=context_length, native=native)
+    npu = _npu(options)
+    model = LfmModel.load(
+        folder, variant=variant, threads=threads, context_length=context_length, native=native, npu=npu
+    )
     messages = [{"role": "user", "content": text}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
@@ -105,7 +112,10 @@ def chat(
     from .terminal import chat_loop
 
     schemas = _read_tools(tools)
-    model = LfmModel.load(folder, variant=variant, threads=threads, context_length=context_length, native=native)
+    npu = _npu(options)
+    model = LfmModel.load(
+        folder, variant=variant, threads=threads, context_length=context_length, native=native, npu=npu
+    )
     _ = model.tokenizer  # a broken one is told before the first question
     chat_loop(Conversation(model, system=system, tools=schemas, **options), hide_thinking=hide_thinking)
 
@@ -125,6 +135,13 @@ def inspect(folder: Path, variant: str | None, verify: bool, as_json: bool) -> N
         click.echo(json.dumps(inspection.to_dict(), ensure_ascii=False))
     else:
         print_inspection(inspection)
+
+
+def _npu(options: dict[str, Any]) -> NpuOptions | None:
+    from .npu.model import NpuOptions
+
+    given = take_npu_options(options)
+    return NpuOptions(**given, notice=lambda line: click.echo(line, err=True)) if given else None
 
 
 def _stdin_text() -> str:

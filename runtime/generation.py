@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from ..tokenizer import ChatTokenizer, StreamingDetokenizer
 from .reasoning import THINK_START, beginning_at_end, split_reasoning
 from .sampling import Sampler, SamplingOptions
 from .session import DecoderSession
 from .state import DecoderState, Snapshot
-from .tokenizer import ChatTokenizer, StreamingDetokenizer
 from .tool_calls import ToolCall, parse_tool_calls
 
 PREFILL_CHUNK = 512

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
@@ -12,11 +12,14 @@ from ..artifact import Artifact
 from ..config import LfmConfig
 from ..errors import ArtifactError, InputError
 from ..strict_json import parse_json
+from ..tokenizer import ChatTokenizer, Message
 from .generation import PREFILL_CHUNK, Generation, GenerationResult, Token, TokenContext
 from .sampling import SamplingOptions
 from .session import DecoderSession
 from .state import FIRST_CAPACITY, DecoderState
-from .tokenizer import ChatTokenizer, Message
+
+if TYPE_CHECKING:
+    from .npu.model import NpuOptions
 
 __all__ = ["Generation", "GenerationResult", "LfmModel", "Token"]
 
@@ -52,13 +55,29 @@ class LfmModel:
         context_length: int | None = None,
         native: bool | None = None,
         verify: Literal["none", "quick", "full"] = "quick",
+        target: Literal["cpu", "qnn"] | None = None,
+        npu: NpuOptions | None = None,
     ) -> LfmModel:
         """Open an artifact and start its session; the weights stay in the file, mapped into memory.
 
         variant: "fp32", "fp16", …; None takes the artifact's first. context_length: tokens, at most the artifact's.
         native: False runs the ops' definitions on ONNX Runtime's own kernels, None the native library where it is
-        there. verify: "quick", "full" or "none". Raises ArtifactError or InputError.
+        there. verify: "quick", "full" or "none". target: "qnn" runs an export for the NPU as ``npu`` says, which is
+        also what happens where the folder holds nothing else. Raises ArtifactError or InputError.
         """
+        if target != "cpu":
+            from .npu.model import NpuOptions, is_npu_folder, load_npu_model
+
+            if target == "qnn" or npu is not None or is_npu_folder(folder, variant):
+                return load_npu_model(
+                    folder,
+                    npu or NpuOptions(),
+                    threads=threads,
+                    context_length=context_length,
+                    native=native,
+                    verify=verify,
+                    generation_config=_generation_config,
+                )
         artifact = Artifact.open(folder, variant, verify=verify)
         limit = artifact.context_length
         if context_length is not None and not 1 <= context_length <= limit:

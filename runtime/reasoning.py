@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-THINK_START = "<think>"
-THINK_END = "</think>"
+from ..chat_template import THINK_END, THINK_START
 
 
 def split_reasoning(text: str, *, opened: bool = False) -> tuple[str, str]:

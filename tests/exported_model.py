@@ -11,6 +11,7 @@ import onnxruntime as ort
 from lfm_onnx.checkpoint import Checkpoint
 from lfm_onnx.export import BodyStyle, ExportOptions, export_checkpoint
 from lfm_onnx.quantize.precision import FP32, Precision
+from lfm_onnx.quantize.quantization import QuantizationOptions
 
 Array = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -18,13 +19,20 @@ States = dict[str, Array]
 
 
 def export_quietly(
-    checkpoint: Path, folder: Path, style: BodyStyle = BodyStyle.CUSTOM, precision: Precision = FP32
+    checkpoint: Path,
+    folder: Path,
+    style: BodyStyle = BodyStyle.CUSTOM,
+    precision: Precision = FP32,
+    method: str | None = "rtn",
 ) -> Path:
     """Export to ``folder``, tokenizer files as far as there are any; the path of the .onnx file."""
-    tokenizer = (checkpoint / "tokenizer.json").is_file()
-    export_checkpoint(
-        Checkpoint.open(checkpoint), folder, ExportOptions(precision=precision, style=style, tokenizer=tokenizer)
+    options = ExportOptions(
+        precision=precision,
+        style=style,
+        tokenizer=(checkpoint / "tokenizer.json").is_file(),
+        quantization=QuantizationOptions(method=method),
     )
+    export_checkpoint(Checkpoint.open(checkpoint), folder, options)
     return folder / "onnx" / precision.model_file
 
 
@@ -41,14 +49,14 @@ class ExportedModel:
         self.session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         self.outputs = [output.name for output in self.session.get_outputs()]
 
-    def empty_states(self, batch: int) -> States:
+    def empty_states(self, batch: int, dtype: type[np.floating] = np.float32) -> States:
         """Zeros for the convolutions, caches of no column."""
         states = {}
         for value in self.session.get_inputs():
             if value.name.startswith("past_conv."):
-                states[value.name] = np.zeros((batch, *value.shape[1:]), np.float32)
+                states[value.name] = np.zeros((batch, *value.shape[1:]), dtype)
             elif value.name.startswith("past_key_values."):
-                states[value.name] = np.zeros((batch, value.shape[1], 0, value.shape[3]), np.float32)
+                states[value.name] = np.zeros((batch, value.shape[1], 0, value.shape[3]), dtype)
         return states
 
     def run(self, ids: Ids, mask: Ids, states: States, keep: int | None = None) -> tuple[Array, States]:

@@ -14,7 +14,7 @@ from exported_model import ExportedModel, export_quietly
 from lfm_onnx.config import LfmConfig
 from lfm_onnx.export import BodyStyle
 from lfm_onnx.quantize.precision import FP16, FP32, Precision
-from lfm_onnx.runtime.tokenizer import ChatTokenizer
+from lfm_onnx.tokenizer import ChatTokenizer
 from onnx import TensorProto
 from onnx.external_data_helper import ExternalDataInfo
 

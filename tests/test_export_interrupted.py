@@ -29,11 +29,12 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="uses POSIX sign
 # Runs the command line in a fork of itself per line of stdin: no test waits for Python and its imports more than once.
 # Weights go to several small files; "pause" is how long each chunk of them takes, in seconds.
 EXPORTS = """
-import functools, json, os, sys, time
+import json, os, sys, time
 from lfm_onnx.cli import main
 from lfm_onnx.export import command, data_files, exporter
 
-exporter.plan_data_files = functools.partial(data_files.plan_data_files, max_bytes=700_000)
+plan_data_files = data_files.plan_data_files
+exporter.plan_data_files = lambda *plan: plan_data_files(*plan, max_bytes=request["file_bytes"])
 chunks = data_files._file_chunks
 
 def slowly(file):
@@ -98,7 +99,12 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     count = itertools.count()
 
     def start_one(
-        checkpoint: Path, output: Path, *options: str, pause: float = 0.0, unchecked: bool = False
+        checkpoint: Path,
+        output: Path,
+        *options: str,
+        pause: float = 0.0,
+        unchecked: bool = False,
+        file_bytes: int = 700_000,
     ) -> Running:
         number = next(count)
         server = servers[number % 2]
@@ -108,6 +114,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
             "errors": str(folder / str(number)),
             "pause": pause,
             "unchecked": unchecked,
+            "file_bytes": file_bytes,
         }
         server.stdin.write(json.dumps(request) + "\n")
         return Running(server, folder / str(number))
@@ -278,6 +285,30 @@ def test_two_exports_to_one_folder_do_not_meet(
     assert first.finish() == (0, "")
     assert contents(output) == untouched
     assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_a_quantized_export_killed_at_many_moments_ends_with_the_same_bytes(
+    start: Start, method: str, tiny_lfm: Path, tmp_path: Path
+) -> None:
+    """Files so small that the codes of a weight and its scales lie in different ones: each run makes some again."""
+    options = ("--precision", "q4", "--method", method, *(("--calibration-tokens", "64") if method == "gptq" else ()))
+    assert start(tiny_lfm, tmp_path / "untouched", *options, file_bytes=30_000).finish() == (0, "")
+    expected = contents(tmp_path / "untouched")
+    files = sum("onnx_data" in name for name in expected)
+    assert files > 20
+
+    output, partial = tmp_path / "out", tmp_path / ".out.partial"
+    kills = 0
+    for target in range(0, files, 7):
+        process = start(tiny_lfm, output, *options, pause=0.004, file_bytes=30_000)
+        wait_for(lambda target=target: len(finished_files(partial)) > target, process)
+        time.sleep(0.003 * (target % 5))
+        process.kill()
+        kills += not output.exists()
+    assert kills > 3
+    assert start(tiny_lfm, output, *options, "--force", file_bytes=30_000).finish() == (0, "")
+    assert contents(output) == expected
 
 
 # --- space and rights -------------------------------------------------------------------------------------------------

@@ -22,12 +22,13 @@ from lfm_onnx.errors import CheckpointError, InputError
 from lfm_onnx.export import BodyStyle, ExportOptions, plan_export
 from lfm_onnx.export.block_weights import BlockWeight
 from lfm_onnx.quantize.formats import BlockFormat, dequantize
+from lfm_onnx.quantize.methods import Method, Quantizer
 from lfm_onnx.quantize.precision import Q4, Q8, Precision
 from lfm_onnx.quantize.round_to_nearest import quantize_round_to_nearest
 from lfm_onnx.reference import Reference
 from lfm_onnx.runtime.parity.onnx_runner import OnnxRunner
 from lfm_onnx.runtime.parity.tasks import answer_tasks, read_tasks
-from lfm_onnx.runtime.tokenizer import ChatTokenizer
+from lfm_onnx.tokenizer import ChatTokenizer
 from safetensors.numpy import load_file, save_file
 
 Variants = Callable[..., Path]
@@ -282,7 +283,7 @@ def test_scales_are_the_same_whether_or_not_the_codes_were_read_before(fmt: Bloc
     rows = np.random.default_rng(0).standard_normal((6, 64), np.float32)
 
     def weight() -> BlockWeight:
-        return BlockWeight("w", fmt, lambda: iter([rows[:4], rows[4:]]))
+        return BlockWeight("w", fmt, lambda: iter([rows[:4], rows[4:]]), Quantizer(Method.RTN).quantize)
 
     in_order, alone = weight(), weight()
     assert sum(len(piece) for piece in in_order.codes()) == 6

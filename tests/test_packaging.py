@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGE_FOLDERS = ("export", "export/ops", "mobile_bridge", "quantize", "runtime", "runtime/parity")
+PACKAGE_FOLDERS = ("export", "export/ops", "mobile_bridge", "quantize", "reporting", "runtime", "runtime/parity")
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"  # built from a copy: a build leaves folders behind
     ignore = shutil.ignore_patterns("__pycache__", "node_modules", "build")
-    for name in ("export", "mobile_bridge", "quantize", "runtime"):
+    for name in ("export", "mobile_bridge", "quantize", "reporting", "runtime"):
         shutil.copytree(ROOT / name, source / name, ignore=ignore)
     for path in (*ROOT.glob("*.py"), *(ROOT / name for name in ("pyproject.toml", "README.md", "LICENSE", "py.typed"))):
         shutil.copy2(path, source)
@@ -36,6 +36,8 @@ def test_the_wheel_holds_every_module_and_nothing_of_the_tests(wheel: zipfile.Zi
     packaged = set(wheel.namelist())
     assert expected <= packaged
     assert "lfm_onnx/py.typed" in packaged
+    texts = {f"lfm_onnx/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "quantize" / "calibration").iterdir()}
+    assert len(texts) >= 10 and texts <= packaged
     assert not any("tests/" in name or "samples/" in name for name in packaged)
 
 

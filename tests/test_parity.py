@@ -25,7 +25,7 @@ from lfm_onnx.runtime.parity.onnx_runner import OnnxRunner, RunnerState, resolve
 from lfm_onnx.runtime.parity.prompts import chunks_of, default_prompts, read_prompts, task_prompts
 from lfm_onnx.runtime.parity.report import ParityReport
 from lfm_onnx.runtime.parity.tasks import answer_tasks, final_answer, read_tasks
-from lfm_onnx.runtime.tokenizer import ChatTokenizer
+from lfm_onnx.tokenizer import ChatTokenizer
 from model_variants import VARIANTS
 from safetensors.numpy import load_file, save_file
 

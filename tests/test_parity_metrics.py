@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from lfm_onnx.errors import InputError, OutputError
+from lfm_onnx.reporting.file import require_report_file
 from lfm_onnx.runtime.parity.layers import layer_error
 from lfm_onnx.runtime.parity.metrics import LogitComparison, clustered_mean, row_metrics
 from lfm_onnx.runtime.parity.report import (
@@ -26,7 +27,7 @@ from lfm_onnx.runtime.parity.report import (
     TaskAnswer,
     Thresholds,
 )
-from lfm_onnx.runtime.parity.report_file import require_report_file, write_report
+from lfm_onnx.runtime.parity.report_file import write_report
 from lfm_onnx.runtime.parity.report_markdown import markdown_report
 
 logit = st.floats(-30, 30, width=32)

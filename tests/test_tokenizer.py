@@ -10,10 +10,10 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lfm_onnx.chat_template import ChatTemplate
 from lfm_onnx.errors import InputError, TokenizerError
-from lfm_onnx.runtime.chat_template import ChatTemplate
 from lfm_onnx.runtime.reasoning import ReasoningSplitter, split_reasoning
-from lfm_onnx.runtime.tokenizer import ChatTokenizer, StreamingDetokenizer
+from lfm_onnx.tokenizer import ChatTokenizer, StreamingDetokenizer
 from transformers import PreTrainedTokenizerFast
 
 TOOL = {

@@ -6,9 +6,10 @@ the model file.
 
 from __future__ import annotations
 
-from .domain import DOMAIN, DOMAIN_VERSION, OPSET_VERSION, BodyStyle
+from .domain import DOMAIN, DOMAIN_VERSION, HALF_DOMAIN, OPSET_VERSION, BodyStyle, domain_of
 from .gated_short_conv import gated_short_conv_function
 from .gather_dequantize import gather_dequantize_function
+from .group_query_attention import group_query_attention_function
 from .qlinear import qlinear_function
 from .sparse_moe import sparse_moe_function
 from .split_qkv_norm import split_qkv_norm_function
@@ -17,10 +18,13 @@ from .swiglu import swiglu_function
 __all__ = [
     "DOMAIN",
     "DOMAIN_VERSION",
+    "HALF_DOMAIN",
     "OPSET_VERSION",
     "BodyStyle",
+    "domain_of",
     "gated_short_conv_function",
     "gather_dequantize_function",
+    "group_query_attention_function",
     "qlinear_function",
     "sparse_moe_function",
     "split_qkv_norm_function",

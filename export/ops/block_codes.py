@@ -10,8 +10,18 @@ from onnxscript import OpBuilder
 FLOAT, UINT8, INT64 = ir.DataType.FLOAT, ir.DataType.UINT8, ir.DataType.INT64
 
 
-def float_input(name: str) -> ir.Value:
-    return ir.Value(name=name, type=ir.TensorType(FLOAT))
+def float_input(name: str, dtype: ir.DataType = FLOAT) -> ir.Value:
+    return ir.Value(name=name, type=ir.TensorType(dtype))
+
+
+def in_float32(op: OpBuilder, x: ir.Value, dtype: ir.DataType) -> ir.Value:
+    """x of type ``dtype`` as float32."""
+    return x if dtype == FLOAT else op.Cast(x, to=FLOAT)
+
+
+def from_float32(op: OpBuilder, x: ir.Value, dtype: ir.DataType) -> ir.Value:
+    """float32 x as ``dtype``."""
+    return x if dtype == FLOAT else op.Cast(x, to=dtype)
 
 
 def weight_inputs(name: str, scales: str, zero_points: str | None) -> list[ir.Value]:

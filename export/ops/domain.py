@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from enum import Enum
 
+import onnx_ir as ir
+
 DOMAIN = "ai.liquid"
 DOMAIN_VERSION = 1
+
+HALF_DOMAIN = "ai.liquid.half"
+"""The same ops on float16 activations. A domain of their own: kernels for ``ai.liquid`` take float32, and a library
+that declares them must not be asked to run these."""
 
 OPSET_VERSION = 21
 """ai.onnx version of graph and bodies: the newest that every client in the field runs, Windows ML included."""
 
 CONTRIB_DOMAIN = "com.microsoft"
 CONTRIB_VERSION = 1
+
+
+def domain_of(activations: ir.DataType) -> str:
+    """The domain of the ops on activations of this type."""
+    return DOMAIN if activations == ir.DataType.FLOAT else HALF_DOMAIN
 
 
 class BodyStyle(str, Enum):

@@ -5,13 +5,16 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnxscript import OpBuilder, build_function
 
-from .domain import DOMAIN, BodyStyle
+from .block_codes import FLOAT, float_input, from_float32
+from .domain import BodyStyle, domain_of
 
 LAST_ROW = 2**62
 """A slice end beyond every sequence: "to the end"."""
 
 
-def gated_short_conv_function(kernel_size: int, *, bias: bool, style: BodyStyle) -> ir.Function:
+def gated_short_conv_function(
+    kernel_size: int, *, bias: bool, style: BodyStyle, activations: ir.DataType = FLOAT
+) -> ir.Function:
     """The definition of ``GatedShortConv`` for a convolution of length ``kernel_size`` (``conv_L_cache``, L below).
 
     Inputs
@@ -43,7 +46,9 @@ def gated_short_conv_function(kernel_size: int, *, bias: bool, style: BodyStyle)
         conv_bias: ir.Value | None = None,
     ) -> tuple[ir.Value, ir.Value]:
         b, c, x = op.Split(bcx, axis=-1, num_outputs=3, _outputs=["B", "C", "x"])
-        signal = op.Mul(op.Mul(b, x), op.Unsqueeze(mask, [2]), _outputs=["Bx"])
+        weight = from_float32(op, weight, activations)
+        keep = from_float32(op, mask, activations)
+        signal = op.Mul(op.Mul(b, x), op.Unsqueeze(keep, [2]), _outputs=["Bx"])
 
         # The past stands right before each row's first token, wherever padding puts that.
         taps = list(range(kernel_size))
@@ -66,7 +71,7 @@ def gated_short_conv_function(kernel_size: int, *, bias: bool, style: BodyStyle)
             term = op.Mul(window, op.Gather(weight, tap, axis=0))
             total = term if total is None else op.Add(total, term)
         if conv_bias is not None:
-            total = op.Add(total, conv_bias)
+            total = op.Add(total, from_float32(op, conv_bias, activations))
         y = op.Mul(c, total)
 
         length = op.Shape(mask, start=1, end=2)
@@ -77,16 +82,21 @@ def gated_short_conv_function(kernel_size: int, *, bias: bool, style: BodyStyle)
         state = op.GatherND(history, op.Unsqueeze(rows, [2]), batch_dims=1)
         return y, op.Transpose(state, perm=[0, 2, 1])
 
-    inputs = [_float("BCx"), _float("weight"), _float("mask"), _float("past_conv")]
+    inputs = [
+        float_input("BCx", activations),
+        float_input("weight"),
+        float_input("mask"),
+        float_input("past_conv", activations),
+    ]
     if bias:
-        inputs.append(_float("bias"))
+        inputs.append(float_input("bias"))
     return build_function(
-        body, inputs, domain=DOMAIN, name="GatedShortConv", opset_imports=_imports_without_contrib(style)
+        body,
+        inputs,
+        domain=domain_of(activations),
+        name="GatedShortConv",
+        opset_imports=_imports_without_contrib(style),
     )
-
-
-def _float(name: str) -> ir.Value:
-    return ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT))
 
 
 def _imports_without_contrib(style: BodyStyle) -> dict[str, int]:

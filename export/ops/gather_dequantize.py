@@ -5,11 +5,19 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnxscript import OpBuilder, build_function
 
-from .block_codes import BlockSize, dequantize, first_columns, int_attributes, weight_inputs
-from .domain import DOMAIN, BodyStyle
+from .block_codes import (
+    FLOAT,
+    BlockSize,
+    dequantize,
+    first_columns,
+    from_float32,
+    int_attributes,
+    weight_inputs,
+)
+from .domain import BodyStyle, domain_of
 
 
-def gather_dequantize_function(*, style: BodyStyle, zero_points: bool) -> ir.Function:
+def gather_dequantize_function(*, style: BodyStyle, zero_points: bool, activations: ir.DataType = FLOAT) -> ir.Function:
     """The definition of ``GatherDequantize`` for tables with or without stored zero points.
 
     Inputs
@@ -28,12 +36,13 @@ def gather_dequantize_function(*, style: BodyStyle, zero_points: bool) -> ir.Fun
         rows = op.Gather(table, ids, axis=0)
         row_zeros = op.Gather(zeros, ids, axis=0) if zero_points else None
         row_scales = op.Gather(scales, ids, axis=0)
-        return first_columns(op, dequantize(op, rows, row_scales, row_zeros, BlockSize.of_function(op)), "K")
+        values = first_columns(op, dequantize(op, rows, row_scales, row_zeros, BlockSize.of_function(op)), "K")
+        return from_float32(op, values, activations)
 
     return build_function(
         body,
         [*weight_inputs("table", "scales", "zero_points"), ir.Value(name="ids", type=ir.TensorType(ir.DataType.INT64))],
-        domain=DOMAIN,
+        domain=domain_of(activations),
         name="GatherDequantize",
         attributes=int_attributes("K", "bits", "block_size"),
         opset_imports={"": style.opset_imports()[""]},

@@ -5,14 +5,21 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnxscript import OpBuilder, build_function
 
-from .block_codes import BlockSize, dequantize, first_columns, float_input, int_attributes, weight_inputs
-from .domain import CONTRIB_DOMAIN, CONTRIB_VERSION, DOMAIN, BodyStyle
+from .block_codes import FLOAT, BlockSize, dequantize, first_columns, float_input, int_attributes, weight_inputs
+from .domain import CONTRIB_DOMAIN, CONTRIB_VERSION, BodyStyle, domain_of
 
 INT8_ACTIVATIONS = 4
 """MatMulNBits' accuracy_level that lets it quantize activations to int8 by block; 0 keeps them in float32."""
 
 
-def qlinear_function(*, style: BodyStyle, zero_points: bool, activation_bits: int, bias: bool = False) -> ir.Function:
+def qlinear_function(
+    *,
+    style: BodyStyle,
+    zero_points: bool,
+    activation_bits: int,
+    bias: bool = False,
+    activations: ir.DataType = FLOAT,
+) -> ir.Function:
     """The definition of ``QLinear`` for weights with or without stored zero points.
 
     Inputs
@@ -47,6 +54,7 @@ def qlinear_function(*, style: BodyStyle, zero_points: bool, activation_bits: in
                 given.get("zero_points"),
                 bias=given.get("bias"),
                 activation_bits=activation_bits,
+                activations=activations,
                 rows=ir.RefAttr("N", "N", ir.AttributeType.INT),
                 columns=ir.RefAttr("K", "K", ir.AttributeType.INT),
             )
@@ -55,13 +63,13 @@ def qlinear_function(*, style: BodyStyle, zero_points: bool, activation_bits: in
         y = op.MatMul(x, op.Transpose(values, perm=[1, 0]))
         return op.Add(y, given["bias"]) if bias else y
 
-    inputs = [float_input("x"), *weight_inputs("weight", "scales", "zero_points" if zero_points else None)]
+    inputs = [float_input("x", activations), *weight_inputs("weight", "scales", "zero_points" if zero_points else None)]
     if bias:
         inputs.append(float_input("bias"))
     return build_function(
         body,
         inputs,
-        domain=DOMAIN,
+        domain=domain_of(activations),
         name="QLinear",
         attributes=int_attributes("K", "N", "bits", "block_size", "activation_bits"),
         opset_imports=style.opset_imports(),
@@ -79,14 +87,15 @@ def matmul_nbits(
     rows: int | ir.Attr,
     columns: int | ir.Attr,
     bias: ir.Value | None = None,
+    activations: ir.DataType = FLOAT,
 ) -> ir.Value:
     """x W^T (+ bias) by com.microsoft.MatMulNBits, in a function with the attributes ``bits`` and ``block_size``."""
     # It takes the scales in the type of x alone.
-    wide = op.Cast(scales, to=ir.DataType.FLOAT)
+    scales = op.Cast(scales, to=activations)
     return op.builder.opset(CONTRIB_DOMAIN, CONTRIB_VERSION).MatMulNBits(
         x,
         weight,
-        wide,
+        scales,
         zero_points,
         None,
         bias,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnxscript import OpBuilder, build_function
 
-from .block_codes import attribute, float_input, int_attributes
-from .domain import DOMAIN, BodyStyle
+from .block_codes import FLOAT, attribute, float_input, from_float32, in_float32, int_attributes
+from .domain import BodyStyle, domain_of
 from .sparse_moe_experts import ExpertWeights, Routing, experts_contrib, experts_loop
 
 NORM_EPSILON = 1e-6
@@ -14,7 +14,12 @@ NORM_EPSILON = 1e-6
 
 
 def sparse_moe_function(
-    *, style: BodyStyle, weight_dtype: ir.DataType, zero_points: bool = False, contrib_experts: bool = True
+    *,
+    style: BodyStyle,
+    weight_dtype: ir.DataType,
+    zero_points: bool = False,
+    contrib_experts: bool = True,
+    activations: ir.DataType = FLOAT,
 ) -> ir.Function:
     """The definition of ``SparseMoE`` for experts stored as ``weight_dtype``: float32, float16, or uint8 codes.
 
@@ -63,14 +68,18 @@ def sparse_moe_function(
         x = op.Reshape(x, op.Concat([-1], op.Shape(router_weight, start=1), axis=0))
         # 1 / (1 + exp(-logit)) in steps: ONNX Runtime's Sigmoid loses small scores (it gives 0 below -18), which then
         # tie, and which dividing by their sum would bring back.
-        negated = op.Gemm(x, router_weight, alpha=-1.0, transB=1)
+        wide = in_float32(op, x, activations)
+        negated = op.Gemm(wide, router_weight, alpha=-1.0, transB=1)
         scores = op.Reciprocal(op.Add(op.Exp(negated), 1.0), _outputs=["scores"])
         weights = ExpertWeights(gate_up, down, weight_dtype, *quantization)
-        return op.Reshape(experts(op, x, _route(op, scores, expert_bias), weights), shape)
+        # A contrib op that computes in float16 takes x as it is.
+        half = activations != FLOAT and experts is experts_contrib
+        mixed = experts(op, x if half else wide, _route(op, scores, expert_bias), weights, half=half)
+        return op.Reshape(from_float32(op, mixed, activations), shape)
 
     weight_type = ir.TensorType(weight_dtype)
     inputs = [
-        float_input("x"),
+        float_input("x", activations),
         float_input("router_weight"),
         float_input("expert_bias"),
         ir.Value(name="gate_up", type=weight_type),
@@ -83,7 +92,7 @@ def sparse_moe_function(
     return build_function(
         body,
         inputs,
-        domain=DOMAIN,
+        domain=domain_of(activations),
         name="SparseMoE",
         attributes=[
             *int_attributes("top_k", "norm_topk_prob", "bits", "block_size", "activation_bits"),

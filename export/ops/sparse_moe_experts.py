@@ -45,8 +45,13 @@ class ExpertWeights:
         return self.dtype == ir.DataType.FLOAT16
 
 
-def experts_contrib(op: OpBuilder, x: ir.Value, routing: Routing, weights: ExpertWeights) -> ir.Value:
-    """By one contrib op, whose softmax of the logits log(s) at the chosen experts is s / sum(s)."""
+def experts_contrib(
+    op: OpBuilder, x: ir.Value, routing: Routing, weights: ExpertWeights, *, half: bool = False
+) -> ir.Value:
+    """By one contrib op, whose softmax of the logits log(s) at the chosen experts is s / sum(s); float32.
+
+    half: x is float16.
+    """
     logits = op.ScatterElements(
         op.Expand(NOT_CHOSEN, op.Shape(routing.scores)),
         routing.chosen,
@@ -54,7 +59,9 @@ def experts_contrib(op: OpBuilder, x: ir.Value, routing: Routing, weights: Exper
         axis=1,
         _outputs=["logits"],
     )
-    if weights.half:
+    if half:
+        logits = op.Cast(logits, to=ir.DataType.FLOAT16)
+    elif weights.half:
         x, logits = op.Cast(x, to=weights.dtype), op.Cast(logits, to=weights.dtype)
     contrib = op.builder.opset(CONTRIB_DOMAIN, CONTRIB_VERSION)
     shared = {
@@ -78,13 +85,16 @@ def experts_contrib(op: OpBuilder, x: ir.Value, routing: Routing, weights: Exper
             block_size=ir.RefAttr("block_size", "block_size", ir.AttributeType.INT),
             **shared,
         )
-    if weights.half:
+    if weights.half or half:
         mixed = op.Cast(mixed, to=ir.DataType.FLOAT)
     return op.Mul(mixed, op.Mul(routing.sum, routing.factor))
 
 
-def experts_loop(op: OpBuilder, x: ir.Value, routing: Routing, weights: ExpertWeights) -> ir.Value:
-    """One step for each expert that at least one token has chosen, over those tokens alone."""
+def experts_loop(
+    op: OpBuilder, x: ir.Value, routing: Routing, weights: ExpertWeights, *, half: bool = False
+) -> ir.Value:
+    """One step for each expert that at least one token has chosen, over those tokens alone; x is float32."""
+    assert not half
     zeros = op.Expand(0.0, op.Shape(routing.scores))
     shares = op.ScatterElements(
         zeros, routing.chosen, op.Mul(routing.chosen_scores, routing.factor), axis=1, _outputs=["shares"]

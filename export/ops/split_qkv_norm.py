@@ -5,11 +5,11 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnxscript import OpBuilder, build_function
 
-from .block_codes import attribute, float_input, int_attributes
-from .domain import DOMAIN, BodyStyle
+from .block_codes import FLOAT, attribute, float_input, from_float32, in_float32, int_attributes
+from .domain import BodyStyle, domain_of
 
 
-def split_qkv_norm_function(*, style: BodyStyle) -> ir.Function:
+def split_qkv_norm_function(*, style: BodyStyle, activations: ir.DataType = FLOAT) -> ir.Function:
     """The definition of ``SplitQKVNorm``.
 
     Inputs
@@ -35,17 +35,18 @@ def split_qkv_norm_function(*, style: BodyStyle) -> ir.Function:
         by_head = op.Concat(op.Shape(qkv, start=0, end=-1), [-1], size, axis=0)
 
         def normed(x: ir.Value, weight: ir.Value, width: ir.Value) -> ir.Value:
-            x = op.Reshape(x, by_head)
+            x = in_float32(op, op.Reshape(x, by_head), activations)
             mean_square = op.ReduceMean(op.Pow(x, 2.0), [-1], keepdims=1)
             y = op.Mul(op.Div(x, op.Sqrt(op.Add(mean_square, epsilon))), weight)
+            y = from_float32(op, y, activations)
             return op.Reshape(y, op.Concat(op.Shape(qkv, start=0, end=-1), width, axis=0))
 
         return normed(q, q_weight, op.Mul(heads, size)), normed(k, k_weight, op.Mul(kv_heads, size)), v
 
     return build_function(
         body,
-        [float_input("qkv"), float_input("q_weight"), float_input("k_weight")],
-        domain=DOMAIN,
+        [float_input("qkv", activations), float_input("q_weight"), float_input("k_weight")],
+        domain=domain_of(activations),
         name="SplitQKVNorm",
         attributes=[*int_attributes("num_heads", "kv_num_heads"), ir.Attr("epsilon", ir.AttributeType.FLOAT, None)],
         opset_imports={"": style.opset_imports()[""]},

@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnxscript import OpBuilder, build_function
 
-from .block_codes import BlockSize, dequantize, first_columns, float_input, int_attributes
-from .domain import DOMAIN, BodyStyle
+from .block_codes import FLOAT, BlockSize, dequantize, first_columns, float_input, int_attributes
+from .domain import BodyStyle, domain_of
 from .qlinear import matmul_nbits
 
 LAST = 2**62
@@ -14,7 +14,13 @@ LAST = 2**62
 
 
 def swiglu_function(
-    *, style: BodyStyle, columns: int, width: int, zero_points: bool, activation_bits: int
+    *,
+    style: BodyStyle,
+    columns: int,
+    width: int,
+    zero_points: bool,
+    activation_bits: int,
+    activations: ir.DataType = FLOAT,
 ) -> ir.Function:
     """The definition of ``SwiGLU`` for a block of ``columns`` (K) inputs and outputs and an inner ``width`` (F).
 
@@ -51,6 +57,7 @@ def swiglu_function(
                 gate_up_scales,
                 gate_up_zeros,
                 activation_bits=activation_bits,
+                activations=activations,
                 rows=2 * width,
                 columns=ir.RefAttr("K", "K", ir.AttributeType.INT),
             )
@@ -61,6 +68,7 @@ def swiglu_function(
                 down_scales,
                 down_zeros,
                 activation_bits=activation_bits,
+                activations=activations,
                 rows=columns,
                 columns=ir.RefAttr("K", "F", ir.AttributeType.INT),
             )
@@ -72,7 +80,7 @@ def swiglu_function(
 
     uint8 = ir.TensorType(ir.DataType.UINT8)
     inputs = [
-        float_input("x"),
+        float_input("x", activations),
         ir.Value(name="gate_up", type=uint8),
         ir.Value(name="down", type=uint8),
         ir.Value(name="gate_up_scales"),
@@ -83,7 +91,7 @@ def swiglu_function(
     return build_function(
         body,
         inputs,
-        domain=DOMAIN,
+        domain=domain_of(activations),
         name="SwiGLU",
         attributes=int_attributes("K", "F", "bits", "block_size", "activation_bits"),
         opset_imports=style.opset_imports(),

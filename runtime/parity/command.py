@@ -25,6 +25,10 @@ _PATH = click.Path(path_type=Path)
 @click.option("--provider", help="Execution provider such as cpu or cuda.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; every core by default.")
 @click.option("--no-native", "native", flag_value=False, default=None, help="Go without the native library.")
+@click.option("--target", type=click.Choice(["cpu", "qnn"]), help="qnn: the export for the NPU.")
+@click.option("--npu-backend", type=click.Choice(["qnn", "cpu"]), default="qnn", help="qnn: NPU or emulator, or cpu.")
+@click.option("--soc", metavar="NAME", help="qnn: the chip, such as sm8750.")
+@click.option("--most-tasks", type=click.IntRange(min=1), help="qnn: answer so many of the tasks.")
 @click.option("--layers", is_flag=True, help="Compare the hidden state after each layer.")
 @click.option("--report", "report_file", metavar="FILE.html|.md", type=_PATH, help="Write a report.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -40,6 +44,10 @@ def parity(
     variant: str | None,
     report_file: Path | None,
     as_json: bool,
+    target: str | None,
+    npu_backend: str,
+    soc: str | None,
+    most_tasks: int | None,
     **options: Any,
 ) -> None:
     """Compare the model exported to DIR with the checkpoint it came from.
@@ -48,20 +56,25 @@ def parity(
     """
     from ...artifact import Artifact
     from ...checkpoint import Checkpoint
+    from ...reporting.file import require_report_file
+    from ..npu.manifest import is_npu_artifact
     from .compare import ParityOptions, compare
-    from .report_file import require_report_file, write_report
+    from .report_file import write_report
 
     def progress(line: str) -> None:
         click.echo(line, err=True)
 
     if report_file is not None:
         require_report_file(report_file)
-    report = compare(
-        Artifact.open(folder, variant),
-        Checkpoint.open(checkpoint, progress=progress),
-        ParityOptions(**options),
-        progress,
-    )
+    artifact = Artifact.open(folder, variant or ("qnn" if target == "qnn" else None))
+    reference = Checkpoint.open(checkpoint, progress=progress)
+    if is_npu_artifact(artifact):
+        from ..npu.parity import NpuParityOptions, compare_npu
+
+        npu = NpuParityOptions(npu_backend, soc, most_tasks)
+        report = compare_npu(artifact, reference, ParityOptions(**options), npu, progress)
+    else:
+        report = compare(artifact, reference, ParityOptions(**options), progress)
     if report_file is not None:
         write_report(report, report_file)
         progress(f"wrote {report_file}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ArtifactError, InputError
-from ..tokenizer import ChatTokenizer
+from ...tokenizer import ChatTokenizer
 from . import checks
 from .identity import end_token_ids, identity, require_same_config
 from .layers import compare_layers

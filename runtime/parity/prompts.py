@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError
-from ..tokenizer import ChatTokenizer
+from ...tokenizer import ChatTokenizer
 from .default_prompts import CHATS, TEXTS
 from .tasks import Task, objects, read_json_lines
 

@@ -70,7 +70,19 @@ _FP16 = Thresholds(
 _Q8 = dataclasses.replace(_FP16, max_kld=1e-2, min_top1=0.97, consistency=2e-3, layer_error=0.2, accuracy_loss=0.01)
 _Q4 = dataclasses.replace(_FP16, max_kld=0.2, min_top1=0.85, consistency=2e-2, layer_error=0.5, accuracy_loss=0.02)
 
-_BY_VARIANT = {"fp32": _FP32, "fp16": _FP16, "q8": _Q8, "q4": _Q4}
+# Exports for an NPU: activations are quantized too, to 16 bits, the KV cache to 8.
+_NPU_INT8 = dataclasses.replace(_Q8, max_kld=5e-2, consistency=2e-2, layer_error=0.5, accuracy_loss=0.01)
+_NPU_INT4 = dataclasses.replace(_Q4, max_kld=0.5, consistency=5e-2, layer_error=1.0, accuracy_loss=0.03)
+
+_BY_VARIANT = {
+    "fp32": _FP32,
+    "fp16": _FP16,
+    "q8": _Q8,
+    "q4": _Q4,
+    "qnn-int8": _NPU_INT8,
+    "qnn-int4": _NPU_INT4,
+    "qnn-float": _FP16,
+}
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from ...reporting.table import Table
 from .report import ParityReport
-from .report_tables import Table, report_tables
+from .report_tables import report_tables
 
 _NOT_ON_CONSOLE = ("Chunks", "What was compared")
 

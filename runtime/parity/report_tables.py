@@ -1,22 +1,11 @@
-"""The figures of a report as titled tables of text cells, which console, Markdown and HTML all show alike."""
+"""The figures of a parity report as tables."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from ...reporting.table import Table, figure
 from .report import ParityReport, TaskAccuracy
 
 _WRONG_SHOWN = 10
-
-
-@dataclass(frozen=True)
-class Table:
-    """A title, column heads, and rows of cells; ``marks`` says of each row whether it passed (None: no verdict)."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
-    marks: list[bool | None]
 
 
 def report_tables(report: ParityReport) -> list[Table]:
@@ -80,7 +69,7 @@ def _layers_table(report: ParityReport) -> Table:
         (e.name, e.kind, figure(e.relative), figure(e.max_abs_diff), f"{e.cosine:.9f}") for e in layers
     ]
     columns = ("after layer", "kind", "relative error", "largest difference", "cosine")
-    return Table("Hidden states", columns, rows, [e.relative <= limit for e in layers])
+    return Table("Hidden states", columns, rows, [e.relative <= limit for e in layers], folded=True)
 
 
 def _greedy_table(report: ParityReport) -> Table:
@@ -89,7 +78,7 @@ def _greedy_table(report: ParityReport) -> Table:
         parting = "" if g.margin is None else f"{figure(g.margin)} std" + (" (tie)" if g.tie else "")
         rows.append((g.label, str(g.prompt_tokens), f"{g.agreed} of {g.tokens}", parting))
     columns = ("prompt", "prompt tokens", "equal tokens", "reference's margin where they part")
-    return Table("Greedy continuations", columns, rows, [g.equal for g in report.greedy])
+    return Table("Greedy continuations", columns, rows, [g.equal for g in report.greedy], folded=True)
 
 
 def _tasks_table(tasks: TaskAccuracy, reference: TaskAccuracy | None) -> Table:
@@ -103,7 +92,7 @@ def _tasks_table(tasks: TaskAccuracy, reference: TaskAccuracy | None) -> Table:
         rows.append(row)
     if reference is not None:
         columns = (*columns, "reference")
-    return Table("Task accuracy", columns, rows, [None] * len(rows))
+    return Table("Task accuracy", columns, rows, [None] * len(rows), folded=True)
 
 
 def _wrong_table(tasks: TaskAccuracy) -> Table:
@@ -112,7 +101,7 @@ def _wrong_table(tasks: TaskAccuracy) -> Table:
     ]
     shown = f" (the first {_WRONG_SHOWN} of {len(tasks.wrong)})" if len(tasks.wrong) > _WRONG_SHOWN else ""
     columns = ("task", "category", "expected", "answered")
-    return Table(f"Tasks answered wrongly{shown}", columns, rows, [None] * len(rows))
+    return Table(f"Tasks answered wrongly{shown}", columns, rows, [None] * len(rows), folded=True)
 
 
 def _chunks_table(report: ParityReport) -> Table:
@@ -129,14 +118,7 @@ def _chunks_table(report: ParityReport) -> Table:
         for c in report.chunks
     ]
     columns = ("chunk", "tokens", "KLD", "top-1", "largest difference", "nll, reference", "nll, model")
-    return Table("Chunks", columns, rows, [None] * len(rows))
-
-
-def figure(value: float) -> str:
-    """A number in at most four significant digits, small ones in scientific notation."""
-    if value == 0:
-        return "0"
-    return f"{value:.4g}" if 1e-3 <= abs(value) < 1e5 else f"{value:.2e}"
+    return Table("Chunks", columns, rows, [None] * len(rows), folded=True)
 
 
 def accuracy(tasks: TaskAccuracy) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...errors import InputError
 from ...strict_json import parse_json, shown
-from ..tokenizer import ChatTokenizer
+from ...tokenizer import ChatTokenizer
 from .report import TaskAccuracy, TaskAnswer
 
 _END_OF_THOUGHT = "</think>"

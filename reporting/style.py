@@ -1,4 +1,4 @@
-"""The style sheet of the HTML report: quiet, readable, for light and dark screens."""
+"""The style sheet of HTML reports: quiet, readable, for light and dark screens."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ STYLE = """
 :root {
   color-scheme: light dark;
   --page: #f6f5f1; --card: #ffffff; --ink: #22262e; --muted: #676d78; --line: #e3e1da;
-  --accent: #2f6f9f; --second: #d07b2c; --ok: #2c7a51; --ok-soft: #e3f1e8; --bad: #b23a36; --bad-soft: #f8e5e2;
+  --accent: #2f6f9f; --second: #d07b2c; --third: #8a5aa8;
+  --ok: #2c7a51; --ok-soft: #e3f1e8; --bad: #b23a36; --bad-soft: #f8e5e2;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #14171b; --card: #1c2026; --ink: #e4e6ea; --muted: #9aa1ac; --line: #313741;
-    --accent: #6fb1dd; --second: #e9a765; --ok: #6cc596; --ok-soft: #1b2f25; --bad: #ee8a80; --bad-soft: #36211f;
+    --accent: #6fb1dd; --second: #e9a765; --third: #bd93d8;
+    --ok: #6cc596; --ok-soft: #1b2f25; --bad: #ee8a80; --bad-soft: #36211f;
   }
 }
 * { box-sizing: border-box; }
@@ -46,6 +48,7 @@ figure svg { display: block; width: 100%; height: auto; }
 figure svg * { stroke-linejoin: round; stroke-linecap: butt; }
 figure svg text { font-family: inherit !important; }
 figcaption { margin-top: 8px; color: var(--muted); font-size: 13px; }
+figcaption a { color: var(--accent); }
 main > section:not(.plots):not(.tiles), details { padding: 18px 20px; }
 summary { font-size: 16px; font-weight: 600; cursor: pointer; }
 details[open] summary { margin-bottom: 10px; }
@@ -53,6 +56,7 @@ details[open] summary { margin-bottom: 10px; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; }
 th { text-align: left; font-weight: 500; color: var(--muted); font-size: 13px; }
 th, td { padding: 6px 14px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: anywhere; }
+th, td.short { white-space: nowrap; }
 tbody tr:last-child td { border-bottom: 0; }
 td:first-child { min-width: 9em; }
 tr.missed td { color: var(--bad); font-weight: 600; }

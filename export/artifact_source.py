@@ -1,0 +1,218 @@
+"""An fp32 or fp16 artifact read as the checkpoint that it was made from: the same names, layouts and values."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+from onnx.external_data_helper import ExternalDataInfo
+
+from ..artifact import Artifact
+from ..checkpoint import Checkpoint, read_float32
+from ..config import CONFIG_NAME, read_config_file
+from ..errors import ArtifactError, CheckpointError
+from ..expected_tensors import expected_tensors
+from ..strict_json import shown
+
+_STORED = {onnx.TensorProto.FLOAT: "F32", onnx.TensorProto.FLOAT16: "F16"}
+_NUMPY: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
+_EXPERT = re.compile(r"(.+\.experts\.)(\d+)\.w([123])\.weight")
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """An initializer of the graph: at ``offset`` of a file, or ``inline``."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path | None = None
+    offset: int = 0
+    inline: npt.NDArray[Any] | None = None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One tensor of the checkpoint: rows ``first``, ``first + step`` … of a stored one, flattened to rows.
+
+    ``taps``: the stored one is a convolution's [L, hidden], the checkpoint's [hidden, 1, L].
+    """
+
+    stored: _Stored
+    shape: tuple[int, ...]
+    first: int = 0
+    step: int = 1
+    taps: bool = False
+
+
+class ArtifactSource(Checkpoint):
+    """The weights of one variant of an artifact under the names of its checkpoint.
+
+    ``origin``: the manifest's record of that checkpoint (its name, files and digests), which an export from here
+    states as its own source. ``context_length``: positions that the artifact supports.
+    """
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.artifact = artifact
+        self.folder = artifact.folder
+        self.source = str(artifact.folder)
+        self.raw_config = read_config_file(artifact.folder / CONFIG_NAME)
+        self.config = artifact.config
+        self.context_length = artifact.context_length
+        self.origin = _origin(artifact)
+        stored = _stored_tensors(artifact)
+        self._parts = {name: self._part(stored, name, shape) for name, shape in expected_tensors(self.config)}
+
+    @classmethod
+    def open(cls, source: str | Path, variant: str | None = None, **_: Any) -> ArtifactSource:
+        """Open an artifact's folder. ArtifactError where it is damaged, or quantized already."""
+        try:
+            return cls(Artifact.open(source, variant))
+        except OSError as error:
+            raise ArtifactError(f"{source}: cannot be read: {error.strerror or error}") from None
+
+    def names(self) -> list[str]:
+        return list(self._parts)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._found(name).shape
+
+    def dtype(self, name: str) -> str:
+        return self._found(name).stored.dtype
+
+    def nbytes(self, name: str) -> int:
+        part = self._found(name)
+        return math.prod(part.shape) * _NUMPY[part.stored.dtype].itemsize
+
+    def raw(self, name: str) -> npt.NDArray[Any]:
+        part = self._found(name)
+        stored = part.stored
+        if stored.inline is not None or stored.path is None or part.taps:
+            return self.float32(name).astype(_NUMPY[stored.dtype])
+        whole = np.memmap(stored.path, _NUMPY[stored.dtype], "r", stored.offset, stored.shape)
+        count = part.shape[0]
+        rows = whole.reshape(-1, *part.shape[1:])
+        return rows[part.first : part.first + count * part.step : part.step]
+
+    def release(self, name: str) -> None:
+        self._found(name)
+
+    def float32(self, name: str, rows: slice | None = None) -> npt.NDArray[np.float32]:
+        part = self._found(name)
+        begin, end, step = (rows or slice(None)).indices(part.shape[0])
+        if step != 1:
+            raise ValueError(f"rows must be a slice of step 1, not {step}")
+        end = max(begin, end)
+        if part.taps:
+            taps = self._read(part.stored, 0, part.stored.shape[0])
+            return np.ascontiguousarray(taps.T[begin:end, None, :])
+        values = self._read(part.stored, part.first + begin * part.step, (end - begin) * part.step, part.shape[1:])
+        return np.ascontiguousarray(values[:: part.step])
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256((self.folder / CONFIG_NAME).read_bytes())
+        for file in self.artifact.model_files:
+            status = (self.folder / file.path).stat()
+            digest.update(f"{file.path} {status.st_size} {status.st_mtime_ns} {file.sha256}\n".encode())
+        return digest.hexdigest()
+
+    def weight_files(self) -> list[Path]:
+        return [self.folder / file.path for file in self.artifact.model_files]
+
+    def _read(
+        self, stored: _Stored, first: int, count: int, row_shape: tuple[int, ...] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Rows of the last axes ``row_shape`` (the last one alone, if None)."""
+        row_shape = stored.shape[1:] if row_shape is None else row_shape
+        size = math.prod(row_shape)
+        if stored.inline is not None:
+            rows = stored.inline.reshape(-1, *row_shape)[first : first + count]
+            return rows.astype(np.float32)
+        assert stored.path is not None
+        offset = stored.offset + first * size * _NUMPY[stored.dtype].itemsize
+        return read_float32(stored.path, stored.dtype, offset, (count, *row_shape))
+
+    def _found(self, name: str) -> _Part:
+        try:
+            return self._parts[name]
+        except KeyError:
+            raise CheckpointError(f"{self.folder}: no tensor {shown(name)} in this model") from None
+
+    def _part(self, stored: dict[str, _Stored], name: str, shape: tuple[int, ...]) -> _Part:
+        config = self.config
+        if name.endswith(".conv.conv.weight"):
+            return _Part(self._take(stored, name, (shape[2], shape[0])), shape, taps=True)
+        if (match := _EXPERT.fullmatch(name)) is not None:
+            experts, expert, matrix = match[1], int(match[2]), match[3]
+            count, hidden, width = config.num_experts, config.hidden_size, config.moe_intermediate_size
+            if matrix == "2":
+                return _Part(self._take(stored, f"{experts}down_proj", (count, hidden, width)), shape, expert * hidden)
+            pairs = self._take(stored, f"{experts}gate_up_proj", (count, 2 * width, hidden))
+            return _Part(pairs, shape, expert * 2 * width + (matrix == "3"), 2)
+        return _Part(self._take(stored, name, shape), shape)
+
+    def _take(self, stored: dict[str, _Stored], name: str, shape: tuple[int, ...]) -> _Stored:
+        found = stored.get(name)
+        if found is None or found.shape != shape:
+            what = "is missing" if found is None else f"has shape {list(found.shape)}, expected {list(shape)}"
+            raise ArtifactError(
+                f"{self.artifact.model_path}: the weight {name} {what}; expected an artifact that this version "
+                "exported with --precision fp32 or fp16"
+            )
+        return found
+
+
+def _origin(artifact: Artifact) -> dict[str, Any]:
+    origin = artifact.manifest.get("source")
+    names = ("checkpoint", "config_sha256")
+    if (
+        not isinstance(origin, dict)
+        or not all(isinstance(origin.get(name), str) for name in names)
+        or not isinstance(origin.get("files"), list)
+        or not all(isinstance(file, dict) and isinstance(file.get("sha256"), str) for file in origin["files"])
+    ):
+        raise ArtifactError(f"{artifact.folder}: the manifest does not say what it was made from; export it again")
+    return origin
+
+
+def _stored_tensors(artifact: Artifact) -> dict[str, _Stored]:
+    """The float initializers of the graph by name."""
+    path = artifact.model_path
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's own exceptions
+        raise ArtifactError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}; export it again") from None
+    files = {PurePosixPath(file.path).name: artifact.folder / file.path for file in artifact.model_files}
+    found = {}
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.UINT8:
+            raise ArtifactError(
+                f"{path} is quantized already; take the fp32 or fp16 artifact, or the checkpoint with lfm-onnx export"
+            )
+        dtype = _STORED.get(tensor.data_type)
+        if dtype is None:
+            continue
+        shape = tuple(tensor.dims)
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            found[tensor.name] = _Stored(dtype, shape, inline=numpy_helper.to_array(tensor))
+            continue
+        found[tensor.name] = _external(tensor, dtype, shape, files, path)
+    return found
+
+
+def _external(
+    tensor: onnx.TensorProto, dtype: str, shape: tuple[int, ...], files: dict[str, Path], path: Path
+) -> _Stored:
+    info = ExternalDataInfo(tensor)
+    file = files.get(info.location)
+    offset, nbytes = info.offset or 0, math.prod(shape) * _NUMPY[dtype].itemsize
+    if file is None or offset < 0 or min(shape, default=1) < 0 or offset + nbytes > file.stat().st_size:
+        raise ArtifactError(f"{path}: the weight {shown(tensor.name)} lies outside of the artifact's files")
+    return _Stored(dtype, shape, file, offset)

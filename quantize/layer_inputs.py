@@ -1,0 +1,225 @@
+"""Inputs of every linear and expert on calibration text: the reference's blocks layer by layer, its matrices watched.
+
+Bounded memory: the residual stream of all tokens, what went into the matrices of the last two layers reached, and a
+few rows of one weight matrix at a time are all that is held.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InputError
+from ..reference_blocks import attention, rms_norm, rotary_angles, short_conv, sparse_moe, swiglu
+from ..reference_weights import ConvertedWeights, Weights
+from .blas_threads import single_threaded_blas
+from .formats import Float32
+from .watched_weights import RecordedInputs, WatchedWeights
+
+if TYPE_CHECKING:
+    from ..checkpoint import Checkpoint
+
+_HEAD_ROWS = 4096
+
+_KEPT_LAYERS = 2
+"""Threads that quantize may still be at the last matrices of a layer when another starts with the next layer."""
+
+_KEPT_BYTES = 256 << 20
+"""Up to this size more layers are kept: small models are then visited in any order without starting again."""
+
+_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
+_WATCHED = {
+    "conv.in_proj.weight": "conv.in_proj.weight",
+    "conv.out_proj.weight": "conv.out_proj.weight",
+    "self_attn.qkv_proj.weight": "self_attn.q_proj.weight",
+    "self_attn.out_proj.weight": "self_attn.out_proj.weight",
+    "feed_forward.gate_up.weight": "feed_forward.w1.weight",
+    "feed_forward.down.weight": "feed_forward.w2.weight",
+    "feed_forward.experts.gate_up_proj": "feed_forward.experts.{}.w1.weight",
+    "feed_forward.experts.down_proj": "feed_forward.experts.{}.w2.weight",
+}
+"""Tensor of the exported graph -> the checkpoint's matrix that has the same input."""
+
+
+class LayerInputs:
+    """Second moments of the inputs of each quantized tensor, over the tokens of ``sequences`` (int64 ids each).
+
+    Moves through the layers on demand, forwards only: asking for an earlier layer than the last two reached starts
+    again. Results do not depend on ``threads``. Safe to call from several threads.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, sequences: Sequence[npt.ArrayLike], *, threads: int | None = None
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._config = checkpoint.config
+        self._ids = [np.asarray(ids, np.int64) for ids in sequences if len(np.asarray(ids))]
+        if not self._ids:
+            raise InputError("the calibration text has no tokens: give a longer text")
+        for ids in self._ids:
+            if ids.ndim != 1 or ids.min() < 0 or ids.max() >= self._config.vocab_size:
+                raise InputError(
+                    f"the calibration text has token ids outside of 0 to {self._config.vocab_size - 1}; "
+                    "use the tokenizer that came with the checkpoint"
+                )
+        self._threads = threads or os.cpu_count() or 1
+        self._lock = threading.RLock()
+        self._head: Float32 | None = None
+        self._head_moment: Float32 | None = None
+        self._restart()
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(ids) for ids in self._ids)
+
+    def second_moment(self, name: str, expert: int | None = None) -> tuple[Float32, int]:
+        """H = X^T X / tokens [K, K] of the tensor's input X, and the number of tokens in X.
+
+        name: the graph's name of a weight, such as ``model.layers.2.feed_forward.experts.down_proj``; expert: of an
+        expert tensor the tokens routed to that expert, None for those of all experts. H is 0 where there are none.
+        """
+        pieces = self._inputs(name, expert)
+        moment = np.zeros((self._width(name),) * 2, np.float32)
+        tokens = sum(len(piece) for piece in pieces)
+        with single_threaded_blas():
+            for piece in pieces:
+                moment += piece.T @ piece
+        moment /= np.float32(max(tokens, 1))
+        return moment, tokens
+
+    def head_moment(self) -> Float32:
+        """[H, H]: second moment of the head's input over the tokens, each weighed by how much its logits matter.
+
+        The weight is 1 - sum_v p_v^2 + 0.02, p the distribution that the token predicts: where one next token is all
+        but certain an error of the logits changes nothing, and the divergence stays 0.
+        """
+        x = self._head_input()
+        with self._lock:
+            if self._head_moment is None:
+                with single_threaded_blas():
+                    weights = self._uncertainty(x) + np.float32(0.02)
+                    self._head_moment = (x * weights[:, None]).T @ x / weights.sum()
+            return self._head_moment
+
+    def _uncertainty(self, x: Float32) -> Float32:
+        """1 - sum_v p_v^2 of each token, [T], the vocabulary read a few rows at a time."""
+        head = "model.embed_tokens.weight" if self._config.tie_word_embeddings else "lm_head.weight"
+        count = self._config.vocab_size
+
+        def sums(first: int) -> Float32:
+            rows = slice(first, min(first + _HEAD_ROWS, count))
+            logits = x @ self._checkpoint.float32(head, rows).T
+            top = logits.max(axis=1)
+            logits -= top[:, None]
+            np.exp(logits, out=logits)
+            return np.stack([top, logits.sum(axis=1), np.square(logits, out=logits).sum(axis=1)])
+
+        with ThreadPoolExecutor(self._threads) as pool:
+            top, total, squares = np.stack(list(pool.map(sums, range(0, count, _HEAD_ROWS))), axis=1)
+        share = np.exp(top - top.max(axis=0))
+        result: Float32 = 1 - (squares * share * share).sum(axis=0) / np.square((total * share).sum(axis=0))
+        return result
+
+    def importance(self, name: str, expert: int | None = None) -> Float32:
+        """[K]: mean square of each column of the tensor's input, the diagonal of ``second_moment``; 0 if no tokens."""
+        pieces = self._inputs(name, expert)
+        tokens = sum(len(piece) for piece in pieces)
+        total = sum((np.square(piece).sum(axis=0) for piece in pieces), np.zeros(self._width(name), np.float32))
+        result: Float32 = total / np.float32(max(tokens, 1))
+        return result
+
+    def expert_tokens(self, layer: int) -> npt.NDArray[np.int64]:
+        """[E]: tokens that the router of this MoE layer sends to each expert."""
+        reached = self._reach(layer)
+        counts = [
+            sum(len(piece) for piece in reached.inputs.get(f"feed_forward.experts.{expert}.w1.weight", ()))
+            for expert in range(self._config.num_experts)
+        ]
+        return np.array(counts, np.int64)
+
+    def _inputs(self, name: str, expert: int | None) -> list[Float32]:
+        if name in ("model.embed_tokens.weight", "lm_head.weight"):
+            return [self._head_input()]
+        layer, watched = self._watched(name)
+        inputs = self._reach(layer).inputs
+        if "{}" not in watched:
+            return inputs[watched]
+        experts = range(self._config.num_experts) if expert is None else (expert,)
+        return [piece for index in experts for piece in inputs.get(watched.format(index), ())]
+
+    @staticmethod
+    def _watched(name: str) -> tuple[int, str]:
+        match = _LAYER.fullmatch(name)
+        if match is None or match[2] not in _WATCHED:
+            raise KeyError(f"{name} is no tensor whose inputs are recorded")
+        return int(match[1]), _WATCHED[match[2]]
+
+    def _width(self, name: str) -> int:
+        if not name.startswith("model.layers."):
+            return self._config.hidden_size
+        layer, watched = self._watched(name)
+        return self._checkpoint.shape(f"model.layers.{layer}.{watched.format(0)}")[1]
+
+    # --- the forward pass ---------------------------------------------------------------------------------------------
+
+    def _restart(self) -> None:
+        weights = Weights(self._checkpoint, ConvertedWeights(budget=0))
+        self._stream = weights.gather("model.embed_tokens.weight", np.concatenate(self._ids))
+        self._kept: dict[int, RecordedInputs] = {}
+        self._next = 0
+
+    def _reach(self, layer: int) -> RecordedInputs:
+        """The inputs within ``layer``, after as many steps of the forward pass as that takes."""
+        with self._lock:
+            if layer not in self._kept:
+                if layer < self._next:
+                    self._restart()
+                with single_threaded_blas(), ThreadPoolExecutor(self._threads) as pool:
+                    while self._next <= layer:
+                        self._step(pool)
+            return self._kept[layer]
+
+    def _head_input(self) -> Float32:
+        """The final norm's output [T, H]. Reached before the layers are asked for, it costs a pass of its own."""
+        with self._lock:
+            if self._head is None:
+                self._reach(self._config.num_hidden_layers - 1)
+                norm = self._checkpoint.float32("model.embedding_norm.weight")
+                self._head = rms_norm(self._stream, norm, self._config.norm_eps)
+            return self._head
+
+    def _step(self, pool: ThreadPoolExecutor) -> None:
+        """Take the residual stream through the next layer."""
+        config, index = self._config, self._next
+        layer = RecordedInputs()
+        weights = WatchedWeights(self._checkpoint, layer, pool, f"model.layers.{index}.")
+        x = rms_norm(self._stream, weights.array("operator_norm.weight"), config.norm_eps)
+        self._stream = self._stream + np.concatenate([self._operator(index, part, weights) for part in self._split(x)])
+        x = rms_norm(self._stream, weights.array("ffn_norm.weight"), config.norm_eps)
+        feed_forward: Any = weights.scope("feed_forward.")
+        mixed = sparse_moe(x, feed_forward, config) if config.is_moe_layer(index) else swiglu(x, feed_forward)
+        self._stream = self._stream + mixed
+        self._kept[index] = layer
+        self._next += 1
+        while len(self._kept) > _KEPT_LAYERS and sum(kept.nbytes for kept in self._kept.values()) > _KEPT_BYTES:
+            del self._kept[min(self._kept)]
+
+    def _split(self, x: Float32) -> list[Float32]:
+        return np.split(x, np.cumsum([len(ids) for ids in self._ids])[:-1])
+
+    def _operator(self, index: int, x: Float32, weights: WatchedWeights) -> Float32:
+        config = self._config
+        scoped: Any
+        if config.layer_types[index] == "conv":
+            scoped = weights.scope("conv.")
+            return short_conv(x, scoped, config, None)[0]
+        cos, sin = rotary_angles(0, len(x), config.head_dim, config.rope_theta)
+        scoped = weights.scope("self_attn.")
+        return attention(x, scoped, config, cos, sin, None)[0]

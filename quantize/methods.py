@@ -1,0 +1,218 @@
+"""Quantization methods behind one call: rows of a named tensor in, blocks out, whatever the method needs to know."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .blas_threads import single_threaded_blas
+from .formats import BlockFormat, Float32, QuantizedRows
+from .gptq import quantize_gptq
+from .hessian import HessianFactor, shrunk
+from .layer_inputs import LayerInputs
+from .output_error import OutputErrors
+from .round_to_nearest import quantize_round_to_nearest
+from .scale_search import quantize_scale_search
+
+if TYPE_CHECKING:
+    from ..checkpoint import Checkpoint
+
+LEAST_EXPERT_TOKENS = 16
+"""An expert that the calibration text chooses less often is left to the search."""
+
+SHRINKAGE_TOKENS = 256.0
+"""An expert's second moment is mixed with that of all experts' tokens as if it had seen so many more of those."""
+
+HEAD_DAMPING = 0.3
+"""The tied table is looked up as well, where every element counts the same: more of the identity than elsewhere."""
+
+HEAD_TOKENS = 1024
+"""The table comes first and its inputs last: tokens of the forward pass that only the head is calibrated by."""
+
+_KEPT_STATISTICS = 6
+_HEADS = ("model.embed_tokens.weight", "lm_head.weight")
+
+
+class Method(str, Enum):
+    """How codes and scales are chosen; the value is the name on the command line."""
+
+    RTN = "rtn"
+    SEARCH = "search"
+    GPTQ = "gptq"
+
+
+@dataclass
+class _Statistics:
+    """What pieces are quantized by, made once by the first thread that needs it."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    ready: bool = False
+    factor: HessianFactor | None = None
+    importance: Float32 | None = None
+    moment: Float32 | None = None
+    """Of an expert tensor: that of all experts' tokens, which every expert's is drawn towards."""
+
+
+class Quantizer:
+    """Quantizes pieces of named tensors by one method.
+
+    sequences: calibration text as token ids; method rtn needs neither it nor the checkpoint, search without it weighs
+    all columns the same, gptq needs both. Safe to call from several threads; the bytes of a piece depend on nothing
+    but the piece, the format and the calibration text. Tensors are best asked for in the model's order.
+    """
+
+    def __init__(
+        self,
+        method: Method | str,
+        checkpoint: Checkpoint | None = None,
+        sequences: Sequence[npt.ArrayLike] | None = None,
+        *,
+        threads: int | None = None,
+    ) -> None:
+        self.method = Method(method)
+        if self.method is Method.GPTQ and (checkpoint is None or sequences is None):
+            raise ValueError("gptq needs the checkpoint and calibration text")
+        self._inputs = self._head_inputs = None
+        if self.method is not Method.RTN and checkpoint is not None and sequences is not None:
+            arrays = [np.asarray(ids) for ids in sequences]
+            self._inputs = LayerInputs(checkpoint, arrays, threads=threads)
+            self._head_inputs = self._inputs
+            if _is_large(checkpoint):
+                self._head_inputs = LayerInputs(checkpoint, _part_of(arrays, HEAD_TOKENS), threads=threads)
+        self._checkpoint = checkpoint
+        self._lock = threading.Lock()
+        self._statistics: OrderedDict[tuple[str, int | None], _Statistics] = OrderedDict()
+        self._errors = OutputErrors()
+        self._expert_tokens: dict[str, list[int]] = {}
+        self._fallbacks: dict[tuple[str, int | None], str] = {}
+
+    def quantize(self, name: str, rows: Float32, first_row: int, fmt: BlockFormat) -> QuantizedRows:
+        """Quantize ``rows`` [n, K] of the tensor ``name`` of the exported graph.
+
+        first_row: index of the first of them among all rows of the tensor, those of expert tensors counted expert by
+        expert; the rows must all be of one expert. Raises ValueError as quantize_round_to_nearest does.
+        """
+        if self.method is Method.RTN:
+            return quantize_round_to_nearest(rows, fmt)
+        if self._inputs is None:
+            return quantize_scale_search(rows, fmt)
+        with single_threaded_blas():
+            known = self._known(name, self._expert(name, first_row))
+            if known.factor is not None:
+                made = quantize_gptq(rows, fmt, known.factor)
+                self._errors.add(name, rows, made, fmt, known.factor)
+            else:
+                made = quantize_scale_search(rows, fmt, known.importance)
+            return made
+
+    def report(self) -> dict[str, Any]:
+        """What was done, by tensor name.
+
+        tensors: relative squared error of the outputs, ``round_to_nearest`` and as made, on a sample of rows;
+        expert_tokens: calibration tokens of each expert; fallbacks: tensor, expert and reason of each that was left to
+        the search.
+        """
+        with self._lock:
+            return {
+                "method": self.method.value,
+                "tensors": self._errors.by_tensor(),
+                "expert_tokens": dict(sorted(self._expert_tokens.items())),
+                "fallbacks": [
+                    {"tensor": name, "expert": expert, "reason": reason}
+                    for (name, expert), reason in sorted(self._fallbacks.items(), key=str)
+                ],
+            }
+
+    def _expert(self, name: str, first_row: int) -> int | None:
+        if self._checkpoint is None or ".experts." not in name:
+            return None
+        config = self._checkpoint.config
+        per_expert = config.hidden_size if name.endswith("down_proj") else 2 * config.moe_intermediate_size
+        return first_row // per_expert
+
+    def _known(self, name: str, expert: int | None) -> _Statistics:
+        with self._lock:
+            known = self._statistics.setdefault((name, expert), _Statistics())
+            self._statistics.move_to_end((name, expert))
+            while len(self._statistics) > _KEPT_STATISTICS:
+                self._statistics.popitem(last=False)
+        with known.lock:
+            if not known.ready:
+                self._learn(known, name, expert)
+                known.ready = True
+        return known
+
+    def _learn(self, known: _Statistics, name: str, expert: int | None) -> None:
+        assert self._inputs is not None and self._head_inputs is not None
+        if self._is_lookup_alone(name):
+            return
+        if self.method is Method.SEARCH:
+            inputs = self._head_inputs if name in _HEADS else self._inputs
+            known.importance = _tempered(inputs.importance(name, expert))
+            return
+        try:
+            if name in _HEADS:
+                known.factor = HessianFactor.from_second_moment(self._head_inputs.head_moment(), HEAD_DAMPING)
+            elif ".experts." not in name:
+                known.factor = HessianFactor.from_second_moment(self._inputs.second_moment(name)[0])
+            elif expert is None:
+                known.moment = self._inputs.second_moment(name)[0]
+                if self._shares_factor(name, len(known.moment)):
+                    known.factor = HessianFactor.from_second_moment(known.moment)
+            else:
+                known.factor = self._expert_factor(name, expert)
+        except ValueError as error:
+            known.importance = _tempered(self._inputs.importance(name))
+            with self._lock:
+                self._fallbacks[name, expert] = str(error)
+
+    def _is_lookup_alone(self, name: str) -> bool:
+        """Whether the tensor is an embedding that no input is multiplied by: all its elements count the same."""
+        return name == _HEADS[0] and self._checkpoint is not None and not self._checkpoint.config.tie_word_embeddings
+
+    def _expert_factor(self, name: str, expert: int) -> HessianFactor:
+        assert self._inputs is not None
+        counts = self._inputs.expert_tokens(int(name.split(".")[2])).tolist()
+        with self._lock:
+            self._expert_tokens[name] = counts
+        if counts[expert] < LEAST_EXPERT_TOKENS:
+            raise ValueError(f"{counts[expert]} calibration tokens, expected at least {LEAST_EXPERT_TOKENS}")
+        layer = self._known(name, None)
+        if layer.factor is not None:
+            return layer.factor
+        if layer.moment is None:
+            raise ValueError("the inputs of the layer's experts are zero or not finite")
+        own, tokens = self._inputs.second_moment(name, expert)
+        return HessianFactor.from_second_moment(shrunk(own, tokens, layer.moment, SHRINKAGE_TOKENS))
+
+    def _shares_factor(self, name: str, columns: int) -> bool:
+        """Whether experts share one factor: their input is the same, and the tokens of one alone say too little."""
+        assert self._inputs is not None and self._checkpoint is not None
+        config = self._checkpoint.config
+        by_expert = self._inputs.tokens * config.num_experts_per_tok / config.num_experts
+        return name.endswith("gate_up_proj") and by_expert < columns
+
+
+def _tempered(importance: Float32) -> Float32 | None:
+    """Half the mean squares of the inputs and half their mean: alone they follow the calibration text too closely."""
+    mean = importance.mean()
+    return importance + mean if mean > 0 else None
+
+
+def _is_large(checkpoint: Checkpoint) -> bool:
+    """Whether a forward pass over the calibration text is too long to be made once more for the head."""
+    return sum(checkpoint.nbytes(name) for name in checkpoint.names()) > 1 << 30
+
+
+def _part_of(sequences: Sequence[npt.NDArray[Any]], tokens: int) -> list[npt.NDArray[Any]]:
+    """Sequences at even distances, as many as ``tokens`` allow, at least one."""
+    total = sum(map(len, sequences))
+    step = max(1, -(-total // tokens))
+    return list(sequences[::step])

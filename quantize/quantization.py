@@ -1,0 +1,196 @@
+"""One model's quantization, settled before anything is written: its recipe, calibration text and quantizer."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InputError
+from .calibration_text import DEFAULT_CALIBRATION_TOKENS, Part, load_calibration
+from .formats import BlockFormat, Float32, QuantizedRows
+from .methods import Method, Quantizer
+from .own_text import own_text, writes_own_text
+from .precision import Precision
+from .recipe import CalibrationText, Recipe
+from .tensor_groups import Formats, formats_of_all, tensor_groups
+
+if TYPE_CHECKING:
+    from ..checkpoint import Checkpoint
+
+Sequences = list[npt.NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class QuantizationOptions:
+    """What the caller chooses. ``method`` None: the precision's default; ``calibration`` None: calibration_sequences'.
+
+    ``recipe`` replaces method, formats and number of calibration tokens by what it says.
+    """
+
+    method: str | None = None
+    calibration: Path | None = None
+    calibration_tokens: int = DEFAULT_CALIBRATION_TOKENS
+    threads: int | None = None
+    recipe: Recipe | None = None
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """``note``: one line for the user where a default had to give way. Makes its quantizer when that is first used."""
+
+    recipe: Recipe
+    checkpoint: Checkpoint
+    calibration: Path | None = None
+    sequences: Sequences | None = None
+    threads: int | None = None
+    note: str | None = None
+    _made: dict[str, Quantizer] = field(default_factory=dict, compare=False, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
+
+    @property
+    def calibrated(self) -> bool:
+        return self.sequences is not None
+
+    @property
+    def quantizer(self) -> Quantizer:
+        with self._lock:
+            if "quantizer" not in self._made:
+                method = Method(self.recipe.method)
+                self._made["quantizer"] = Quantizer(method, self.checkpoint, self.sequences, threads=self.threads)
+            return self._made["quantizer"]
+
+    def quantize(self, name: str, rows: Float32, first_row: int, fmt: BlockFormat) -> QuantizedRows:
+        return self.quantizer.quantize(name, rows, first_row, fmt)
+
+    def tensor_reports(self) -> dict[str, dict[str, Any]]:
+        """What the quantizer says of each weight it has seen, by name, as far as it says anything.
+
+        relative_error and round_to_nearest_error: |X(W - Q)| / |XW| on a sample of rows; expert_tokens: calibration
+        tokens of each expert; fallbacks: expert (or "all") → why it was left to the weighted search.
+        """
+        report = self.quantizer.report()
+        found: dict[str, dict[str, Any]] = {}
+        for name, errors in report["tensors"].items():
+            found[name] = {
+                "relative_error": float(f"{errors['made'] ** 0.5:.6g}"),
+                "round_to_nearest_error": float(f"{errors['round_to_nearest'] ** 0.5:.6g}"),
+            }
+        for name, tokens in report["expert_tokens"].items():
+            found.setdefault(name, {})["expert_tokens"] = tokens
+        for entry in report["fallbacks"]:
+            expert = "all" if entry["expert"] is None else str(entry["expert"])
+            found.setdefault(entry["tensor"], {}).setdefault("fallbacks", {})[expert] = entry["reason"]
+        return found
+
+    def format_of_weights(self) -> dict[str, BlockFormat]:
+        """The format of each weight of the graph by the weight's name."""
+        groups = tensor_groups(self.checkpoint.config)
+        return {weight.name: self.recipe.formats[group.name] for group in groups for weight in group.weights}
+
+    def with_formats(self, formats: Formats, method: str | None = None) -> Quantization:
+        """The same text and, unless another is given, method, for other formats; with a quantizer of its own."""
+        method = method or self.recipe.method
+        recipe = replace(self.recipe, formats=dict(formats), method=method)
+        if method == Method.RTN.value:
+            recipe = replace(recipe, calibration=None)
+        return replace(self, recipe=recipe, _made={}, _lock=threading.Lock())
+
+    def held_out(self, tokens: int) -> Sequences:
+        """Text of the same kind that no method has seen, to measure on."""
+        return calibration_sequences(self.checkpoint, self.calibration, tokens, "held-out")
+
+
+def settle_quantization(
+    checkpoint: Checkpoint, precision: Precision, options: QuantizationOptions, *, tokenizer: bool
+) -> Quantization:
+    """Decide method and formats, and read the calibration text. InputError where the options contradict one another.
+
+    tokenizer: whether calibration text can be tokenized at all.
+    """
+    fmt = precision.weights
+    if not isinstance(fmt, BlockFormat):
+        raise InputError(f"{precision.name} stores no blocks: choose --precision q4, q8 or q4f16")
+    recipe, note = options.recipe, None
+    tokens = options.calibration_tokens
+    if recipe is not None:
+        _check_replay(recipe, precision, options)
+        method, formats = recipe.method, recipe.formats
+        calibrates = recipe.calibration is not None
+        tokens = recipe.calibration.tokens if recipe.calibration is not None else tokens
+    else:
+        method, note = _method(precision, options, tokenizer)
+        formats = formats_of_all(checkpoint.config, fmt)
+        calibrates = tokenizer and method != Method.RTN.value
+    if calibrates and not tokenizer:
+        raise InputError(
+            f"{'this recipe' if recipe else method} needs calibration text, and that a tokenizer: leave out "
+            "--no-tokenizer, or use --method rtn or search"
+        )
+    if options.calibration is not None and not calibrates:
+        reason = "without a tokenizer nothing" if method != Method.RTN.value and not recipe else f"{method} here not"
+        raise InputError(f"--calibration: {reason} is calibrated; leave it out")
+    if not calibrates:
+        recipe = recipe or Recipe(precision.name, method, formats)
+        return Quantization(recipe, checkpoint, threads=options.threads, note=note)
+    sequences = calibration_sequences(checkpoint, options.calibration, tokens)
+    text = CalibrationText(sequences_digest(sequences), tokens)
+    if recipe is not None and text != recipe.calibration:
+        raise InputError(
+            "the recipe was made with other calibration text or another tokenizer: give the same --calibration"
+        )
+    recipe = recipe or Recipe(precision.name, method, formats, text)
+    return Quantization(recipe, checkpoint, options.calibration, sequences, options.threads)
+
+
+def calibration_sequences(
+    checkpoint: Checkpoint, path: Path | None, tokens: int, part: Part = "calibration"
+) -> Sequences:
+    """Token ids of the calibration text, no sequence longer than the model's context.
+
+    Without a ``path`` it is the text shipped here, and before it, from a small model, twice as much that the model
+    writes itself: such a model may know another world than that of the shipped text.
+    """
+    longest = checkpoint.config.max_position_embeddings
+    sequences = [ids[:longest] for ids in load_calibration(path, checkpoint, tokens, part=part)]
+    if path is None and writes_own_text(checkpoint):
+        sequences = own_text(checkpoint, 2 * tokens, seed=("calibration", "held-out").index(part)) + sequences
+    return sequences
+
+
+def sequences_digest(sequences: Sequence[npt.NDArray[np.int64]]) -> str:
+    """SHA-256 of the token ids and of where the sequences end."""
+    digest = hashlib.sha256()
+    for ids in sequences:
+        digest.update(b"%d\n" % len(ids))
+        digest.update(np.ascontiguousarray(ids, "<i8").tobytes())
+    return digest.hexdigest()
+
+
+def _method(precision: Precision, options: QuantizationOptions, tokenizer: bool) -> tuple[str, str | None]:
+    """The method to use, and a note where the default needs a tokenizer that is not there."""
+    method = options.method or precision.default_method
+    if tokenizer or method == Method.RTN.value:
+        return method, None
+    if options.method == Method.GPTQ.value or options.calibration is not None:
+        raise InputError(
+            f"{'--calibration' if options.calibration is not None else '--method gptq'} needs a tokenizer: leave out "
+            "--no-tokenizer, or use --method rtn or search alone"
+        )
+    if options.method is not None:
+        return method, None
+    note = "without a tokenizer no text can calibrate: the search weighs all columns of a weight the same"
+    return Method.SEARCH.value, note
+
+
+def _check_replay(recipe: Recipe, precision: Precision, options: QuantizationOptions) -> None:
+    if recipe.precision != precision.name:
+        raise InputError(f"the recipe is one of precision {recipe.precision}, not {precision.name}")
+    if options.method is not None and options.method != recipe.method:
+        raise InputError(f"the recipe says method {recipe.method}, not {options.method}; give one of the two")

@@ -1,0 +1,140 @@
+"""The weights that an artifact will hold, for the reference: rounded as they are read, one matrix at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..reference_weights import ConvertedWeights, Weights
+from .formats import BlockFormat, Float32, dequantize
+from .quantization import Quantization
+from .tensor_groups import Formats, TensorGroup, tensor_groups
+
+_PIECE_ELEMENTS = 1 << 20
+"""Weights quantized at a time by one thread."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor of the checkpoint stands in the graph: the weight's name, its expert's first row, its format."""
+
+    weight: str
+    first_row: int
+    fmt: BlockFormat
+
+
+@dataclass(frozen=True)
+class QuantizedWeights:
+    """Weights by name under ``prefix``: those of the groups in ``formats`` as their blocks stand for them.
+
+    rounds_activations: what such a matrix multiplies is rounded to int8 by block first, as the kernels do.
+    Converted matrices stay as far as ``converted`` has room.
+    """
+
+    plain: Weights
+    quantization: Quantization
+    places: dict[str, _Place]
+    rounds_activations: bool = True
+    converted: ConvertedWeights = field(default_factory=ConvertedWeights)
+    prefix: str = ""
+
+    @classmethod
+    def of(
+        cls, quantization: Quantization, plain: Weights, formats: Formats, *, rounds_activations: bool = True
+    ) -> QuantizedWeights:
+        """Those groups that ``formats`` names are quantized, the others are ``plain``."""
+        places: dict[str, _Place] = {}
+        for group in tensor_groups(quantization.checkpoint.config):
+            if group.name in formats:
+                places |= _places(group, formats[group.name])
+        return cls(plain, quantization, places, rounds_activations)
+
+    def scope(self, prefix: str) -> QuantizedWeights:
+        return replace(self, prefix=self.prefix + prefix)
+
+    def __call__(self, name: str) -> Any:
+        full = self.prefix + name
+        place = self.places.get(full)
+        if place is None:
+            return self.plain(full)
+        return self._matrix(full, place, slice(0, None))
+
+    def gather(self, name: str, indices: npt.NDArray[np.int64]) -> Float32:
+        """Rows of a table."""
+        full = self.prefix + name
+        rows = self.plain.gather(full, indices)
+        place = self.places.get(full)
+        return rows if place is None else self._round(rows, place)
+
+    def row_chunks(self, name: str) -> Iterator[tuple[slice, Any]]:
+        """All rows of a matrix in order, a few at a time."""
+        full = self.prefix + name
+        place = self.places.get(full)
+        for rows, values in self.plain.row_chunks(full):
+            yield rows, values if place is None else self._matrix(full, place, rows, values)
+
+    def _matrix(self, name: str, place: _Place, rows: slice, values: Float32 | None = None) -> Any:
+        key = (name, rows.start or 0)
+        array = self.converted.arrays.get(key)
+        if array is None:
+            values = self.quantization.checkpoint.float32(name, rows) if values is None else values
+            array = self._round(values, place)
+            self.converted.keep(key, array)
+        return _RoundingMatrix(array, place.fmt.block_size) if self.rounds_activations else array
+
+    def _round(self, values: Float32, place: _Place) -> Float32:
+        columns = values.shape[1]
+        step = max(1, _PIECE_ELEMENTS // columns)
+        pieces = [values[start : start + step] for start in range(0, len(values), step)]
+
+        def rounded(rows: Float32) -> Float32:
+            blocks = self.quantization.quantize(place.weight, rows, place.first_row, place.fmt)
+            return dequantize(blocks, place.fmt, columns)
+
+        if len(pieces) == 1:
+            return rounded(values)
+        with ThreadPoolExecutor(self.quantization.threads or os.cpu_count() or 1) as pool:
+            return np.concatenate(list(pool.map(rounded, pieces)))
+
+
+def _places(group: TensorGroup, fmt: BlockFormat) -> dict[str, _Place]:
+    places = {}
+    for weight in group.weights:
+        # Rows of one expert come from as many tensors for each: w1 and w3, or w2.
+        experts = weight.rows // weight.rows_per_expert if weight.rows_per_expert else 1
+        by_expert = len(weight.sources) // experts
+        for index, source in enumerate(weight.sources):
+            places[source] = _Place(weight.name, index // by_expert * weight.rows_per_expert, fmt)
+    return places
+
+
+class _RoundingMatrix:
+    """W in ``x @ W.T``, where x [T, K] is first rounded to int8: scale = largest magnitude of a block / 127."""
+
+    __array_ufunc__ = None  # numpy then leaves x @ self to __rmatmul__
+
+    def __init__(self, values: Float32, block_size: int) -> None:
+        self._values, self._block_size = values, block_size
+
+    @property
+    def T(self) -> _RoundingMatrix:
+        return self
+
+    def __rmatmul__(self, x: Float32) -> Float32:
+        return rounded_activations(x, self._block_size) @ self._values.T
+
+
+def rounded_activations(x: Float32, block_size: int) -> Float32:
+    """x [T, K] as int8 blocks of ``block_size`` along K stand for it."""
+    columns = x.shape[1]
+    blocks = np.pad(x, ((0, 0), (0, -columns % block_size))).reshape(len(x), -1, block_size)
+    scales = np.abs(blocks).max(axis=2, keepdims=True) / np.float32(127)
+    steps = np.rint(np.divide(blocks, scales, out=np.zeros_like(blocks), where=scales > 0))
+    result: Float32 = (steps * scales).reshape(len(x), -1)[:, :columns]
+    return result

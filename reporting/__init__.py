@@ -1,0 +1,1 @@
+"""What every report is made of: tables of text, plots, and the HTML or Markdown document around them."""
