@@ -15,8 +15,7 @@ import numpy as np
 from lfm_onnx.config import LfmConfig
 
 INSTALL = "pip install onnxruntime-genai torch transformers"
-# Only the last token's logits, as the other engines do it: the builder's faster choice for a prompt.
-_BUILDER_OPTIONS = ("block_size=32", "qmoe_block_size=32", "prune_lm_head=true")
+_BUILDER_OPTIONS = ("block_size=32", "qmoe_block_size=32")
 _TOKENIZER = Path(__file__).parent.parent / "samples" / "tiny_lfm"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
@@ -28,8 +27,11 @@ def installed() -> bool:
     return find_spec("onnxruntime_genai") is not None
 
 
-def build(checkpoint: Path, target: Path) -> None:
-    """Run the builder. It wants a tokenizer: a checkpoint without one borrows the sample model's."""
+def build(checkpoint: Path, target: Path, *, all_logits: bool = False) -> None:
+    """Run the builder. It wants a tokenizer: a checkpoint without one borrows the sample model's.
+
+    all_logits: of every token of a prompt, where speed needs only those of the last one, as the other engines do it.
+    """
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         source = Path(folder) / "checkpoint"
         source.mkdir()
@@ -41,9 +43,12 @@ def build(checkpoint: Path, target: Path) -> None:
         built = Path(folder) / "built"
         command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(source), "-o", str(built)]
         command += ["-p", "int4", "-e", "cpu", "-c", str(Path(folder) / "cache")]
+        prune = f"prune_lm_head={str(not all_logits).lower()}"
         log = target.parent / "genai-builder.log"
         with log.open("w") as messages:
-            done = subprocess.run([*command, "--extra_options", *_BUILDER_OPTIONS], stdout=messages, stderr=messages)
+            done = subprocess.run(
+                [*command, "--extra_options", *_BUILDER_OPTIONS, prune], stdout=messages, stderr=messages
+            )
         if done.returncode:
             raise RuntimeError(f"onnxruntime-genai's builder failed: see {log}")
         built.rename(target)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 INSTALL = "pip install gguf llama-cpp-python (compiles llama.cpp)"
-FILE_TYPES = {"Q4_0": 2, "Q4_K_M": 15}  # llama_ftype
+FILE_TYPES = ("Q4_0", "Q4_K_M")
+"""Those whose speed is compared."""
+_FTYPES = {"F32": 0, "Q4_0": 2, "Q8_0": 7, "Q4_K_M": 15, "Q6_K": 18}  # llama_ftype
 # llama.cpp's own default for the tokens that it computes at once.
 _BATCH = 512
 
@@ -22,12 +24,37 @@ def installed() -> bool:
     return find_spec("llama_cpp") is not None and find_spec("gguf") is not None
 
 
-def quantize(source: Path, target: Path, file_type: str, threads: int) -> None:
-    """Write ``source`` (GGUF, 16 or 32 bits) to ``target`` in one of FILE_TYPES."""
+def silence() -> None:
+    """Let llama.cpp log nothing for the rest of the process."""
+    import llama_cpp
+
+    global _silent
+    _silent = llama_cpp.llama_log_callback(lambda level, text, data: None)  # kept: C holds a pointer to it
+    llama_cpp.llama_log_set(_silent, ctypes.c_void_p(0))
+
+
+_silent: Any = None
+
+
+def quantize(
+    source: Path, target: Path, file_type: str, threads: int, importance: Mapping[str, np.ndarray] | None = None
+) -> None:
+    """Write ``source`` (GGUF, 16 or 32 bits) to ``target`` as F32, Q4_0, Q4_K_M, Q6_K or Q8_0.
+
+    importance: llama.cpp's importance matrix, by GGUF name of a tensor: mean squares of its input's columns, those of
+    experts one after the other.
+    """
     import llama_cpp
 
     params = llama_cpp.llama_model_quantize_default_params()
-    params.nthread, params.ftype = threads, FILE_TYPES[file_type]
+    params.nthread, params.ftype = threads, _FTYPES[file_type]
+    if importance is not None:
+        columns = {name.encode(): np.ascontiguousarray(values, np.float32) for name, values in importance.items()}
+        entries = (llama_cpp.llama_model_imatrix_data * (len(columns) + 1))()  # the last one, without a name, ends it
+        for entry, (name, values) in zip(entries, columns.items(), strict=False):
+            entry.name, entry.size = name, values.size
+            entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        params.imatrix = entries
     if llama_cpp.llama_model_quantize(bytes(source), bytes(target), ctypes.byref(params)):
         raise RuntimeError(f"llama.cpp could not quantize {source} to {file_type}")
 

@@ -12,12 +12,11 @@ import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 import click
 from lfm_onnx.config import LfmConfig
-from lfm_onnx.expected_tensors import expected_tensors
+from lfm_onnx.mobile_bridge.projection import touched_bytes
 from lfm_onnx.quantize.formats import BlockFormat
 from rich.console import Console
 from rich.table import Table
@@ -103,15 +102,8 @@ def inner_loop(assembly: str) -> tuple[list[str], int]:
 
 def touched_weights(config: LfmConfig) -> int:
     """Weights of matrices that decoding one token reads, the LM head among them."""
-    total = 0.0
-    for name, shape in expected_tensors(config):
-        if len(shape) != 2 or name.endswith("feed_forward.gate.weight"):
-            continue  # norms, kernels and router are a few MB in all
-        if name == "model.embed_tokens.weight" and not config.tie_word_embeddings:
-            continue  # one row
-        share = config.num_experts_per_tok / config.num_experts if ".experts." in name else 1.0
-        total += prod(shape) * share
-    return round(total)
+    layers = [*range(config.num_hidden_layers), None]
+    return round(sum(touched_bytes(config, 8.0, layer) for layer in layers))  # a byte each
 
 
 def _assembly(compiler: str) -> str:

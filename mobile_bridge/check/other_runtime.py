@@ -1,0 +1,129 @@
+"""Runs an artifact's model in another Python or on another provider, and compares its logits."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...artifact import Artifact
+from ...checkpoint import Checkpoint
+from ...runtime.parity.identity import require_same_config
+from ...runtime.parity.metrics import LogitComparison, LogitMetrics
+from ...runtime.parity.report import Thresholds
+from .result import Requirement
+from .worker_process import CheckError, run_worker
+
+_WORKER_FILE = Path(__file__).with_name("session_worker.py")
+_PROMPT_LENGTHS = (1, 7, 33, 64)
+_NEXT_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class OtherRun:
+    """What a worker measured: its versions, the nodes by provider (None: not told), and logits per sequence."""
+
+    result: dict[str, Any]
+    logits: list[np.ndarray]
+
+
+class WorkerFailed(CheckError):
+    """A worker could not do its part. kind: missing, device, load or run."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+def sequences(artifact: Artifact, seed: int = 0) -> list[dict[str, list[int]]]:
+    """Random prompts of 1 to 64 tokens, each with 8 tokens to decode after it."""
+    rng = np.random.default_rng(seed)
+    longest = max(artifact.context_length - _NEXT_TOKENS, 1)
+    lengths = sorted({min(length, longest) for length in _PROMPT_LENGTHS})
+    draw = [rng.integers(0, artifact.config.vocab_size, length + _NEXT_TOKENS).tolist() for length in lengths]
+    return [{"prompt": ids[:-_NEXT_TOKENS], "next": ids[-_NEXT_TOKENS:]} for ids in draw]
+
+
+def run_elsewhere(
+    artifact: Artifact, what: list[dict[str, list[int]]], provider: str, interpreter: Path | None
+) -> OtherRun:
+    """Run ``what`` in ``interpreter`` (this Python by default) on ``provider``. Raises WorkerFailed."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "logits.npz"
+        request = {
+            "model": str(artifact.model_path),
+            "provider": provider,
+            "sequences": what,
+            "logits": str(target),
+            "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        }
+        result, log = run_worker([str(interpreter or sys.executable), str(_WORKER_FILE)], request)
+        if result is None:
+            raise WorkerFailed("crash", f"the process that ran the model did not end well: {log.strip()[-300:]}")
+        if "error" in result:
+            raise WorkerFailed(result["kind"], result["error"])
+        with np.load(target) as data:
+            return OtherRun(result, [data[f"s{number}"] for number in range(len(what))])
+
+
+def compare_logits(
+    artifact: Artifact,
+    what: list[dict[str, list[int]]],
+    found: list[np.ndarray],
+    reference: str | None,
+    progress: Callable[[str], None],
+) -> tuple[LogitMetrics, str]:
+    """Metrics of ``found``, and what it was compared with: the checkpoint in float32, or this onnxruntime's CPU."""
+    if reference is not None:
+        from ...reference import Reference
+
+        checkpoint = Checkpoint.open(reference, progress=progress)
+        require_same_config(artifact, checkpoint)
+        model, name = Reference(checkpoint), f"{checkpoint.source} in float32"
+        expected = []
+        for item in what:
+            ids = [*item["prompt"], *item["next"]]
+            expected.append(model.forward(np.asarray(ids, np.int64), logits="all")[0][len(item["prompt"]) - 1 :])
+    else:
+        own = run_elsewhere(artifact, what, "cpu", None)
+        expected, name = own.logits, f"the same file on onnxruntime {own.result['onnxruntime']} CPU"
+    comparison = LogitComparison()
+    for number, (item, right, model_logits) in enumerate(zip(what, expected, found, strict=True), 1):
+        ids = [*item["prompt"][-1:], *item["next"]]
+        comparison.add(f"sequence {number}", ids, right, model_logits)
+    return comparison.summary(), name
+
+
+def parity_requirements(artifact: Artifact, metrics: LogitMetrics, against_file: bool) -> list[Requirement]:
+    """The limits of ``lfm-onnx parity`` for the artifact's precision; the same file elsewhere is held to those too."""
+    limits = Thresholds.of_variant(artifact.variant)
+    found = [Requirement("logits are finite", metrics.non_finite == 0, f"{metrics.non_finite} are not")]
+    if limits.max_logit_diff is not None:
+        value = metrics.relative_max_diff
+        detail = f"largest difference {value:.2e} standard deviations, limit {limits.max_logit_diff:g}"
+        found.append(Requirement("logits agree", value <= limits.max_logit_diff, detail))
+    if limits.max_kld is not None:
+        detail = f"mean KLD {metrics.kld_mean:.2e} nats, limit {limits.max_kld:g}"
+        found.append(Requirement("distributions agree", metrics.kld_mean <= limits.max_kld, detail))
+    if limits.min_top1 is not None and not against_file:
+        detail = f"{metrics.top1:.1%}, at least {limits.min_top1:.0%}"
+        found.append(Requirement("likeliest tokens agree", metrics.top1 >= limits.min_top1, detail))
+    return found
+
+
+def figures(metrics: LogitMetrics, run: OtherRun) -> dict[str, float]:
+    """Numbers for the report."""
+    return {
+        "kld_mean": float(metrics.kld_mean),
+        "top1": float(metrics.top1),
+        "max_abs_diff": float(metrics.max_abs_diff),
+        "relative_max_diff": float(metrics.relative_max_diff),
+        "load_s": float(run.result["load_s"]),
+        "run_s": float(run.result["seconds"]),
+    }

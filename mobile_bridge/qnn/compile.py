@@ -1,0 +1,182 @@
+"""Compiles an export part by part, each in a process of its own: what is done stays done."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...artifact import Artifact
+from ...errors import ArtifactError, InputError, LfmOnnxError, OutputError
+from ...npu_chips import Chip
+from ...npu_chips import chip as chip_named
+from ...runtime.npu.compiled import COMPILED, PartRecord, part_folder, source_digest
+from ...runtime.npu.manifest import NpuManifest, Part
+from ...runtime.npu.provider import COMPILE_OPTIONS, versions
+from .compile_plan import LARGEST_GRAPH, PlannedPart, available_memory_bytes, plan_compile
+
+_WORKER = "lfm_onnx.mobile_bridge.qnn.compile_worker"
+_LOG_TAIL = 12
+
+
+class CompileError(LfmOnnxError):
+    """The compiler refused a part, crashed, or ran out of memory."""
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """chips: to compile for. builds: "device" (one binary for prefill and decode), "emulator" (a binary each).
+    memory_bytes: what a part may take; None: what is free now. force: compile anew what is done already.
+    parts: names of those to compile, None for all."""
+
+    chips: Sequence[Chip]
+    builds: Sequence[str] = ("device",)
+    memory_bytes: int | None = None
+    force: bool = False
+    parts: Sequence[str] | None = None
+
+
+def compile_export(
+    folder: str | Path, options: CompileOptions, progress: Callable[[str], None] = lambda _line: None
+) -> list[PartRecord]:
+    """Compile the NPU export in ``folder``; returns the record of every part, those of earlier runs included.
+
+    progress: called with one line as parts begin and end. Raises ArtifactError, NpuUnavailable without the compiler,
+    InputError where a part needs more memory than there is, CompileError where the compiler fails: its log is kept.
+    """
+    artifact = Artifact.open(folder, "qnn")
+    manifest = NpuManifest.read(artifact)
+    here = versions()
+    plan = plan_compile(artifact, manifest, options.chips, options.builds, here=here)
+    if options.parts is not None:
+        unknown = sorted(set(options.parts) - {part.name for part in manifest.parts})
+        if unknown:
+            raise InputError(f"no part {unknown[0]!r}: there are {', '.join(part.name for part in manifest.parts)}")
+        plan = [item for item in plan if item.part in options.parts]
+    todo = [item for item in plan if options.force or not item.done]
+    _check_memory(todo, options.memory_bytes)
+    by_name = {part.name: part for part in manifest.parts}
+    records = []
+    for number, item in enumerate(plan, 1):
+        part = by_name[item.part]
+        target = part_folder(artifact, item.soc, item.build, part)
+        if item not in todo:
+            record = PartRecord.read(target)
+            assert record is not None  # the plan has read it
+            progress(f"{number} of {len(plan)}: {item.soc} {item.build} {item.part} is done")
+        else:
+            progress(
+                f"{number} of {len(plan)}: {item.soc} {item.build} {item.part}, {item.weight_bytes / 1e6:.0f} MB of "
+                f"weights, expected {item.expected_seconds:.0f} s and {item.expected_memory_bytes / 1e9:.1f} GB"
+            )
+            record = _compile_part(artifact, part, item, target)
+            size = sum(record.files.values())
+            progress(f"   {record.seconds:.1f} s, {record.peak_rss_bytes / 1e9:.2f} GB, {size / 1e6:.1f} MB written")
+        records.append(record)
+    return records
+
+
+def _check_memory(todo: Sequence[PlannedPart], limit: int | None) -> None:
+    available = limit if limit is not None else available_memory_bytes()
+    for item in todo:
+        if item.weight_bytes > LARGEST_GRAPH:
+            raise InputError(
+                f"{item.part} has {item.weight_bytes / 1e9:.1f} GB of weights, one context takes at most "
+                f"{LARGEST_GRAPH / 1e9:.1f} GB: export with a smaller --weight-budget"
+            )
+        if available is not None and item.expected_memory_bytes > available:
+            raise InputError(
+                f"compiling {item.part} takes about {item.expected_memory_bytes / 1e9:.1f} GB of memory, "
+                f"{available / 1e9:.1f} GB are there: export with a smaller --weight-budget, or allow more by --memory"
+            )
+
+
+def _compile_part(artifact: Artifact, part: Part, item: PlannedPart, target: Path) -> PartRecord:
+    graphs = list(part.graphs)
+    names = [f"{graph.phase}-{graph.context_length}_ctx.onnx" for graph in graphs]
+    provider_options = {**chip_named(item.soc).provider_options}
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{part.name}-", dir=target.parent))
+    except OSError as error:
+        raise OutputError(f"{target.parent} cannot be written: {error.strerror}") from error
+    log = artifact.folder / COMPILED / f"{item.soc}-{item.build}-{part.name}.log"
+    try:
+        result = _run_worker(
+            {
+                "graphs": [str(artifact.folder / graph.file) for graph in graphs],
+                "names": names,
+                "folder": str(work),
+                "provider_options": provider_options,
+                "shared": item.build == "device",
+            },
+            log,
+            what=f"{item.part} for {item.soc}",
+        )
+        files = {path.name: path.stat().st_size for path in sorted(work.iterdir())}
+        if any(name not in files for name in names):
+            raise CompileError(f"the compiler wrote no context for {item.part}; see {log}")
+        record = PartRecord(
+            part=part.name,
+            soc=item.soc,
+            build=item.build,
+            digest=source_digest(artifact, part, graphs),
+            versions=versions().to_dict(),
+            graphs=dict(zip((graph.file for graph in graphs), names, strict=True)),
+            files=files,
+            weight_bytes=item.weight_bytes,
+            seconds=round(sum(result["seconds"]), 2),
+            peak_rss_bytes=result["peak_rss_bytes"],
+            options={**COMPILE_OPTIONS, **provider_options},
+        )
+        record.write(work)
+        _replace(work, target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return record
+
+
+def _run_worker(request: dict, log: Path, what: str) -> dict:
+    with tempfile.TemporaryDirectory() as folder, log.open("wb") as messages:
+        asked, answered = Path(folder) / "request.json", Path(folder) / "result.json"
+        asked.write_text(json.dumps(request))
+        command = [sys.executable, "-m", _WORKER, str(asked), str(answered)]
+        process = subprocess.Popen(command, stdout=messages, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        try:
+            code = process.wait()
+        except BaseException:  # Ctrl-C: the compiler must not go on alone
+            process.kill()
+            process.wait()
+            raise
+        result = json.loads(answered.read_text()) if answered.is_file() else {}
+    if "error" in result or code != 0 or not result:
+        reason = result.get("error") or _ending(code, log)
+        raise CompileError(f"the compiler did not take {what}: {reason}; its log is {log}")
+    return result
+
+
+def _ending(code: int, log: Path) -> str:
+    if code == -9:
+        return "it was killed, mostly a sign that memory ran out: export with a smaller --weight-budget"
+    if code < 0:
+        return f"it crashed with signal {-code}"
+    lines = log.read_text(errors="replace").strip().splitlines()[-_LOG_TAIL:]
+    return f"it ended with code {code}: {lines[-1][:300] if lines else 'it said nothing'}"
+
+
+def _replace(work: Path, target: Path) -> None:
+    old = target.with_name(f".{target.name}-old-{os.getpid()}")
+    try:
+        if target.exists():
+            os.replace(target, old)
+        os.replace(work, target)
+    except OSError as error:
+        raise ArtifactError(f"{target} cannot be replaced: {error.strerror}") from error
+    finally:
+        shutil.rmtree(old, ignore_errors=True)

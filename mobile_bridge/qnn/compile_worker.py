@@ -1,0 +1,63 @@
+"""The process that compiles one part: opens its graphs one after another and leaves context binaries in a folder.
+
+    python -m lfm_onnx.mobile_bridge.qnn.compile_worker REQUEST.json RESULT.json
+
+Request: graphs (absolute paths), names (of the EPContext models), folder, provider_options, shared. A process of its
+own, since the compiler gives memory back only at its end, and may end in a crash.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ...runtime.bench_worker import peak_rss_bytes
+from ...runtime.npu.provider import one_line, open_session
+
+_LOG_WARNINGS = 2
+
+
+def compile_graphs(request: dict[str, Any]) -> dict[str, Any]:
+    """Compile and return seconds by graph. Raises what ONNX Runtime raises."""
+    folder = Path(request["folder"])
+    seconds = []
+    sessions = []  # sharing needs all of them alive until the last has written the binary
+    last = len(request["graphs"]) - 1
+    for at, (graph, name) in enumerate(zip(request["graphs"], request["names"], strict=True)):
+        config = {
+            "ep.context_enable": "1",
+            "ep.context_embed_mode": "0",
+            "ep.context_file_path": str(folder / name),
+        }
+        if request["shared"]:
+            config["ep.share_ep_contexts"] = "1"
+            if at == last:
+                config["ep.stop_share_ep_contexts"] = "1"
+        started = time.perf_counter()
+        session = open_session(
+            Path(graph), provider_options=request["provider_options"], config=config, log_severity=_LOG_WARNINGS
+        )
+        if request["shared"]:
+            sessions.append(session)
+        del session
+        seconds.append(time.perf_counter() - started)
+        print(f"compiled {name} in {seconds[-1]:.1f} s", flush=True)
+    return {"seconds": seconds}
+
+
+def main(request_file: str, result_file: str) -> None:
+    """Answer one request; an error becomes part of the result."""
+    request = json.loads(Path(request_file).read_text())
+    try:
+        result = compile_graphs(request)
+    except Exception as error:  # ONNX Runtime's exceptions share no other base
+        result = {"error": one_line(error)}
+    result["peak_rss_bytes"] = peak_rss_bytes()
+    Path(result_file).write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
