@@ -51,9 +51,10 @@ def linear(
         y = op.call(context.functions.quantized.qlinear, *inputs, **attributes)
         y.type = ir.TensorType(context.activations)
         return y if bias is None else op.Add(y, as_activations(op, bias, context.activations))
+    added = [] if bias is None else [bias]  # not an empty name in its place: OpenVINO does not take that
     if fmt == FLOAT:
-        return op.Gemm(x, weight.values, bias, transB=1)
-    return op.Cast(op.Gemm(op.Cast(x, to=fmt), weight.values, bias, transB=1), to=FLOAT)
+        return op.Gemm(x, weight.values, *added, transB=1)
+    return op.Cast(op.Gemm(op.Cast(x, to=fmt), weight.values, *added, transB=1), to=FLOAT)
 
 
 def as_activations(op: OpBuilder, parameter: ir.Value, activations: ir.DataType) -> ir.Value:

@@ -130,7 +130,9 @@ def experts_loop(
         if weights.half:
             result = op.Cast(result, to=ir.DataType.FLOAT)
         share = op.Gather(op.Gather(shares, tokens, axis=0), op.Unsqueeze(expert, [0]), axis=1)
-        y_out = op.ScatterND(y_in, op.Unsqueeze(tokens, [1]), op.Mul(result, share), reduction="add")
+        # A token is in ``tokens`` once, so no reduction="add" is needed; OpenVINO does not take that.
+        total = op.Add(op.Gather(y_in, tokens, axis=0), op.Mul(result, share))
+        y_out = op.ScatterND(y_in, op.Unsqueeze(tokens, [1]), total)
         go_on = op.Identity(go_on)
         op.builder.pop_module()
         return go_on, y_out

@@ -79,14 +79,9 @@ class Part:
         raise ArtifactError(f"{self.name} has no {phase} graph of context length {context_length}; export again")
 
     @property
-    def file_bytes(self) -> int:
-        """Bytes of all weights that the part's graphs read, as stored."""
-        return self.weight_bytes.get("file") or max(self.weight_bytes.values(), default=0)
-
-    @property
     def largest_graph_bytes(self) -> int:
         """Bytes of weights of its largest graph as the compiler sees them."""
-        return max([*self.compiled_bytes.values(), *(self.weight_bytes[p] for p in PHASES if p in self.weight_bytes)])
+        return max((self.compiled_bytes or {phase: self.weight_bytes[phase] for phase in PHASES}).values())
 
 
 @dataclass(frozen=True)
