@@ -5,11 +5,14 @@ TEST_VENV := .venv-test
 DEMO_OUT := demo-out
 OLDEST_VERSION := 1.24.4
 OLDEST := .onnxruntime-$(OLDEST_VERSION)
+QNN_VERSION := 2.7.0
+QNN := .onnxruntime-qnn-$(QNN_VERSION)
+NPU_TESTS := $(wildcard tests/test_npu_*.py tests/test_qnn_*.py) tests/test_check_targets.py
 BIN = bin
 # Torch is installed before the rest so that its CPU build is the one that the other packages find.
 TORCH := torch==2.13.0
 
-.PHONY: demo test test-oldest-runtime test-arm64 test-windows lint clean sample
+.PHONY: demo test test-oldest-runtime test-npu test-npu-long test-arm64 test-windows lint clean sample
 
 demo: $(DEMO_VENV)/installed
 	rm -rf $(DEMO_OUT)
@@ -27,6 +30,17 @@ test-oldest-runtime: $(TEST_VENV)/installed $(OLDEST)/onnxruntime/__init__.py
 	PYTHONPATH=$(OLDEST) $(TEST_VENV)/$(BIN)/python -m pytest -q -n 2 --dist loadscope \
 		tests/test_native_ops.py tests/test_native_moe.py tests/test_native_library.py tests/test_quantized_ops.py \
 		tests/test_custom_ops.py tests/test_export_quantized.py
+
+# What is compiled for Qualcomm's NPU, on the compiler and the emulator that the package of its provider holds. It lies
+# beside the environment: `make test` is the same with and without it.
+test-npu: $(TEST_VENV)/installed $(QNN)/onnxruntime_qnn/__init__.py
+	PYTHONPATH=$(CURDIR)/$(QNN) $(TEST_VENV)/$(BIN)/python -c \
+		"from lfm_onnx.runtime.npu.provider import versions; print(versions())"
+	PYTHONPATH=$(CURDIR)/$(QNN) $(TEST_VENV)/$(BIN)/python -m pytest -q -n 2 $(NPU_TESTS)
+
+# Those of them that take minutes.
+test-npu-long: $(TEST_VENV)/installed $(QNN)/onnxruntime_qnn/__init__.py
+	PYTHONPATH=$(CURDIR)/$(QNN) $(TEST_VENV)/$(BIN)/python -m pytest -q -m long $(NPU_TESTS)
 
 # The native library on other machines: under qemu and under wine. As root they install what is missing.
 test-arm64: $(TEST_VENV)/installed
@@ -60,10 +74,14 @@ $(OLDEST)/onnxruntime/__init__.py: $(TEST_VENV)/installed
 	$(TEST_VENV)/$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target $(OLDEST) \
 		onnxruntime==$(OLDEST_VERSION)
 
+$(QNN)/onnxruntime_qnn/__init__.py: $(TEST_VENV)/installed
+	$(TEST_VENV)/$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target $(QNN) \
+		onnxruntime-qnn==$(QNN_VERSION)
+
 # The JavaScript client's tests need Node; without npm they are skipped.
 tests/clients/node_modules: tests/clients/package.json
 	if command -v npm >/dev/null; then npm install --prefix tests/clients --ignore-scripts --no-audit --no-fund; fi
 	mkdir -p $@ && touch $@
 
 clean:
-	rm -rf $(DEMO_VENV) $(TEST_VENV) $(DEMO_OUT) $(OLDEST) .lint build *.egg-info tests/clients/node_modules
+	rm -rf $(DEMO_VENV) $(TEST_VENV) $(DEMO_OUT) $(OLDEST) $(QNN) .lint build *.egg-info tests/clients/node_modules

@@ -14,7 +14,7 @@ from .errors import LfmOnnxError
 # Command name: where it is declared, and its line in the overview. A command's module is imported when it is called,
 # so that `generate` does not wait for the exporter's libraries.
 _COMMANDS = {
-    "export": (".export.command:export", "Export a checkpoint to an ONNX artifact."),
+    "export": (".export_command:export", "Export a checkpoint to an ONNX artifact."),
     "quantize": (".export.quantize_command:quantize", "Quantize an exported fp32 or fp16 artifact."),
     "parity": (".runtime.parity.command:parity", "Prove that an artifact equals its checkpoint."),
     "generate": (".runtime.commands:generate", "Answer one prompt."),

@@ -23,3 +23,13 @@ def byte_progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task(label, total=total)
         yield lambda count: progress.advance(task, count)
+
+
+@contextlib.contextmanager
+def step_progress(label: str, total: int) -> Iterator[Callable[[str], None]]:
+    """A bar over ``total`` steps; the context's value advances it by one, and shows what was done."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[done]}"), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task(label, total=total, done="")
+        yield lambda done: progress.update(task, advance=1, done=done)

@@ -45,6 +45,20 @@ class Size(click.ParamType):
         return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
+class ContextLengths(click.ParamType):
+    """One or more numbers of positions, separated by commas."""
+
+    name = "lengths"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        parts = [part.strip() for part in str(value).split(",")]
+        if not all(part.isdecimal() and int(part) >= 1 for part in parts):
+            self.fail(f"{value!r}: expected numbers of positions from 1 on, such as 1024 or 1024,4096", param, ctx)
+        return tuple(map(int, parts))
+
+
 _FILE = click.Path(path_type=Path)
 
 _OPTIONS = (
@@ -77,7 +91,6 @@ _OPTIONS = (
     click.option("--max-kld", type=click.FloatRange(min=0, min_open=True), help="Choose bits by tensor: KLD in nats."),
     click.option("--recipe", type=_FILE, help="Bits by tensor from a recipe, or from an artifact's manifest."),
     click.option("--threads", type=click.IntRange(min=1), help="CPU threads; bytes do not depend on them."),
-    click.option("--context-length", type=click.IntRange(min=1), help="Positions to support [default: the model's]."),
     click.option("--tokenizer/--no-tokenizer", default=True, help="Require and copy the tokenizer files."),
     click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing."),
     click.option("--force", is_flag=True, help="Replace an artifact that stands in the output folder."),
@@ -86,7 +99,7 @@ _OPTIONS = (
 
 
 def export_options(command: Command) -> Command:
-    """Declare the shared options on a click command; they arrive as the fields of ``ExportRequest``."""
+    """Declare the shared options on a click command; they and context_length are the fields of ``ExportRequest``."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -160,10 +173,14 @@ def settle(source: Checkpoint, request: ExportRequest) -> tuple[ExportPlan, Chos
     return plan_export(source, options, chosen.quantization), chosen
 
 
+def end_like_an_interrupt() -> None:
+    """From now on a plain kill ends like Ctrl-C: finished files stay for the next run."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 def run_export(source: Checkpoint, request: ExportRequest) -> Exported:
     """Settle, and unless it is a dry run write the artifact."""
-    # A plain kill ends like Ctrl-C: finished files stay for the next run.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    end_like_an_interrupt()
     started = time.perf_counter()
     plan, chosen = settle(source, request)
     if request.dry_run:

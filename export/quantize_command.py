@@ -15,6 +15,7 @@ from .export_request import ExportRequest, export_options, print_result, run_exp
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--variant", help="Which of ARTIFACT's precisions to read; its first by default.")
 @click.option("--report", type=click.Path(path_type=Path), metavar="FILE.html|.md", help="Write a report of quality.")
+@click.option("--context-length", type=click.IntRange(min=1), help="Positions to support [default: the artifact's].")
 @export_options
 def quantize(artifact: Path, variant: str | None, report: Path | None, **options: Any) -> None:
     """Quantize ARTIFACT, a folder that was exported with --precision fp32 or fp16.

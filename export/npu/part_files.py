@@ -1,0 +1,132 @@
+"""Writes one part: its graphs as .onnx files beside one file of weights that all of them refer to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from ... import __version__
+from .float_model import FloatModel
+from .float_weights import float_array, packed_half
+from .part_graph import Phase
+from .qdq_model import QdqModel
+from .quantization import Quantization
+from .static_graph import StaticGraph, Weight, WeightKind
+from .weight_codes import StoredAs, quantize_weight
+
+WEIGHTS_FILE = "weights.bin"
+ALIGNMENT = 4096
+INLINE_BYTES = 1024
+"""Tensors up to this size are inside the .onnx files."""
+
+
+@dataclass(frozen=True)
+class DeclaredGraph:
+    """A graph of a part, and the file that it goes to."""
+
+    phase: Phase
+    context_length: int
+    tokens: int
+    graph: StaticGraph
+
+    @property
+    def file(self) -> str:
+        return f"{self.phase.value}-{self.context_length}.onnx"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where an initializer lies in the file of weights."""
+
+    offset: int
+    nbytes: int
+
+
+class PartWriter:
+    """Writes graphs and weights of one part into ``folder``; a weight that several graphs use is written once."""
+
+    def __init__(
+        self,
+        folder: Path,
+        quantization: Mapping[str, Quantization] | None,
+        stored_as: Callable[[Weight], StoredAs],
+        on_bytes: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        """quantization None: float graphs."""
+        self._folder = folder
+        self._quantization = quantization
+        self._stored_as = stored_as
+        self._on_bytes = on_bytes
+        self._stored: dict[str, Stored] = {}
+        self._inline: dict[str, npt.NDArray[np.generic]] = {}
+        self.weight_bytes: dict[str, dict[str, int]] = {}
+        """By graph file: bytes by initializer."""
+
+    def write(self, graphs: list[DeclaredGraph]) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / WEIGHTS_FILE).open("wb") as out:
+            models = {declared.file: self._model(declared.graph, out) for declared in graphs}
+            out.flush()
+            os.fsync(out.fileno())
+        for file, model in models.items():
+            self._fill(model, file)
+            model.producer_name, model.producer_version = "lfm-onnx", __version__
+            ir.save(model, self._folder / file)
+
+    def _model(self, graph: StaticGraph, out: BinaryIO) -> ir.Model:
+        if self._quantization is None:
+            lowered = FloatModel(graph)
+            for name, weight in lowered.weights.items():
+                if name not in self._stored and name not in self._inline:
+                    self._put(name, packed_half(*weight) if isinstance(weight, tuple) else float_array(weight), out)
+            return lowered.model
+        quantized = QdqModel(graph, self._quantization, self._stored_as)
+        for name, (weight, stored_as) in quantized.weights.items():
+            if name not in self._stored and name not in self._inline:
+                codes = quantize_weight(weight, stored_as)
+                self._put(name, codes.codes, out)
+                if weight.kind is WeightKind.LINEAR:
+                    self._put(f"{name}.scale", codes.scales, out)
+        return quantized.model
+
+    def _put(self, name: str, array: npt.NDArray[np.generic], out: BinaryIO) -> None:
+        if array.nbytes <= INLINE_BYTES:
+            self._inline[name] = array
+            return
+        offset = -(-out.tell() // ALIGNMENT) * ALIGNMENT
+        out.write(bytes(offset - out.tell()))
+        out.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        self._stored[name] = Stored(offset, array.nbytes)
+        self._on_bytes(array.nbytes)
+
+    def _fill(self, model: ir.Model, file: str) -> None:
+        sizes: dict[str, int] = {}
+        for name, value in model.graph.initializers.items():
+            assert value.shape is not None and value.dtype is not None
+            if name in self._stored:
+                stored = self._stored[name]
+                value.const_value = ir.ExternalTensor(
+                    WEIGHTS_FILE,
+                    stored.offset,
+                    stored.nbytes,
+                    value.dtype,
+                    shape=value.shape,
+                    name=name,
+                    base_dir=self._folder,
+                )
+            elif name in self._inline:
+                array = self._inline[name]
+                if value.dtype == ir.DataType.INT4:
+                    value.const_value = ir.PackedTensor(array, value.dtype, shape=value.shape, name=name)
+                else:
+                    value.const_value = ir.tensor(array.reshape(value.shape.numpy()), name=name)
+            assert value.const_value is not None, name
+            sizes[name] = value.const_value.nbytes
+        self.weight_bytes[file] = sizes

@@ -1,0 +1,173 @@
+"""`lfm-onnx export --target qnn`: from the options as given to a plan of parts, and from the plan to the artifact."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import Checkpoint
+from ..errors import InputError
+from ..progress import step_progress
+from ..quantize.quantization import calibration_sequences
+from .export_request import end_like_an_interrupt
+from .npu import NpuOptions, NpuWeights, Part, export_npu, plan_parts
+from .npu.npu_manifest import NPU_MANIFEST_NAME
+
+WEIGHTS = {"q4": NpuWeights.INT4, "q8": NpuWeights.INT8}
+DEFAULT_PRECISION = "q4"
+DEFAULT_CONTEXT = 1024
+DEFAULT_CHUNK = 128
+
+
+@dataclass(frozen=True)
+class NpuRequest:
+    """The options as they were given; None and () where they were not."""
+
+    output: Path
+    precision: str | None = None
+    context_lengths: tuple[int, ...] = ()
+    chunk: int | None = None
+    weight_budget: int | None = None
+    memory_budget: int | None = None
+    calibration: Path | None = None
+    calibration_tokens: int | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class NpuPlan:
+    """What will be written, known from the config alone; options: without calibration, which is read for the export."""
+
+    source: Checkpoint
+    request: NpuRequest
+    precision: str
+    options: NpuOptions
+    parts: tuple[Part, ...]
+
+    @property
+    def output(self) -> Path:
+        return self.request.output
+
+    @property
+    def compile_memory(self) -> int:
+        """Bytes of host memory that compiling the largest part takes, as a projection."""
+        return max(part.compile_memory for part in self.parts)
+
+    @property
+    def compile_seconds(self) -> float:
+        """Of all parts for one chip, as a projection."""
+        return sum(part.compile_seconds for part in self.parts)
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of weights that decode reads a token."""
+        return sum(part.token_bytes for part in self.parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as ``--json`` prints it. Layers: first and the one behind the last."""
+        return {
+            "output": str(self.output),
+            "target": "qnn",
+            "precision": self.precision,
+            "weights": self.options.weights.value,
+            "chunk": self.options.chunk,
+            "context_lengths": list(self.options.context_lengths),
+            "parts": [
+                {
+                    "index": part.index,
+                    "layers": [part.first_layer, part.last_layer],
+                    "head": part.head,
+                    "weight_bytes": part.weight_bytes,
+                    "token_bytes": part.token_bytes,
+                    "compile_memory_bytes": part.compile_memory,
+                    "compile_seconds": part.compile_seconds,
+                }
+                for part in self.parts
+            ],
+            "token_bytes": self.token_bytes,
+            "compile_memory_bytes": self.compile_memory,
+            "compile_seconds": round(self.compile_seconds, 1),
+        }
+
+    def __str__(self) -> str:
+        lengths = ", ".join(map(str, self.options.context_lengths))
+        return (
+            f"{self.output}: {self.precision} for the NPU in {len(self.parts)} part(s), prefill in chunks of "
+            f"{self.options.chunk} tokens, context {lengths}"
+        )
+
+    def table(self) -> list[str]:
+        """Lines of text: the parts, and what they add up to."""
+        row = "{:6} {:14} {:>10} {:>10} {:>10} {:>15} {:>13}".format
+        lines = [row("part", "layers", "prefill", "decode", "a token", "compile memory", "compile time")]
+        for part in self.parts:
+            layers = f"{part.first_layer}-{part.last_layer - 1}" if part.last_layer > part.first_layer else ""
+            lines.append(
+                row(
+                    f"part{part.index}",
+                    " + ".join(filter(None, [layers, "head" if part.head else ""])),
+                    *(_size(size) for size in (part.weight_bytes["prefill"], part.weight_bytes["decode"])),
+                    _size(part.token_bytes),
+                    _size(part.compile_memory),
+                    f"{part.compile_seconds:.0f} s",
+                )
+            )
+        return [
+            *lines,
+            f"{_size(self.token_bytes)} of weights read a token; compiling for one chip is expected to take "
+            f"{_size(self.compile_memory)} of memory and {_duration(self.compile_seconds)} on two cores",
+        ]
+
+
+def plan_npu(source: Checkpoint, request: NpuRequest) -> NpuPlan:
+    """Check the request and cut the model into parts; reads no weights. Raises InputError."""
+    precision = request.precision or DEFAULT_PRECISION
+    if precision not in WEIGHTS:
+        raise InputError(f"--target qnn has --precision q4 (int4 weights) or q8 (int8), not {precision}")
+    longest = source.config.max_position_embeddings
+    options = NpuOptions(
+        weights=WEIGHTS[precision],
+        chunk=request.chunk or min(DEFAULT_CHUNK, longest),
+        context_lengths=request.context_lengths or (min(DEFAULT_CONTEXT, longest),),
+        memory_budget=request.memory_budget,
+        replace=request.force,
+    )
+    if request.weight_budget is not None:
+        options = replace(options, weight_budget=request.weight_budget)
+    options.check(source)
+    parts = plan_parts(
+        source.config,
+        options.weights,
+        weight_budget=options.weight_budget,
+        memory_budget=options.memory_budget,
+        decode=options.decode,
+        prefill=options.prefill,
+    )
+    return NpuPlan(source, request, precision, options, tuple(parts))
+
+
+def run_npu_export(plan: NpuPlan) -> dict[str, Any]:
+    """Calibrate and write the artifact; what there is to say of it: model, bytes on disk, seconds."""
+    end_like_an_interrupt()
+    started = time.perf_counter()
+    tokens = plan.request.calibration_tokens or plan.options.calibration_tokens
+    calibration = calibration_sequences(plan.source, plan.request.calibration, tokens)
+    steps = plan.source.config.num_hidden_layers + len(plan.parts)
+    with step_progress("Exporting", steps) as on_step:
+        export_npu(plan.source, plan.output, replace(plan.options, calibration=calibration), on_step=on_step)
+    return {
+        "model": str(plan.output / NPU_MANIFEST_NAME),
+        "calibration_tokens": sum(map(len, calibration)),
+        "bytes": sum(path.stat().st_size for path in plan.output.rglob("*") if path.is_file()),
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} s"
