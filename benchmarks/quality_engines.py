@@ -69,7 +69,8 @@ class LlamaCpp:
 
     def greedy(self, ids: Sequence[int], max_new_tokens: int, eos_token_ids: Collection[int]) -> list[int]:
         self._forget()
-        tokens, position, step = [], 0, list(ids)
+        tokens: list[int] = []
+        position, step = 0, list(ids)
         while len(tokens) < max_new_tokens and not (tokens and tokens[-1] in eos_token_ids):
             tokens.append(int(self._decode(step, position, every=False)[-1].argmax()))
             position, step = position + len(step), tokens[-1:]
@@ -107,7 +108,8 @@ class Genai:
         return self._begin(ids).get_output("logits")[0].astype(np.float32)
 
     def greedy(self, ids: Sequence[int], max_new_tokens: int, eos_token_ids: Collection[int]) -> list[int]:
-        generator, tokens = self._begin(ids), []
+        generator = self._begin(ids)
+        tokens: list[int] = []
         while len(tokens) < max_new_tokens and not (tokens and tokens[-1] in eos_token_ids):
             if tokens:
                 generator.append_tokens(np.asarray(tokens[-1:], np.int32))

@@ -20,12 +20,14 @@ from ..progress import byte_progress
 from ..quantize.calibration_text import DEFAULT_CALIBRATION_TOKENS
 from ..quantize.choice import ChosenFormats, choose_formats
 from ..quantize.formats import SCALE_DTYPES, BlockFormat
+from ..quantize.methods import Method
 from ..quantize.precision import FP32, PRECISIONS, Q4, Precision
 from ..quantize.quantization import QuantizationOptions, settle_quantization
 from ..quantize.recipe import METHODS, Recipe, read_recipe
 from ..quantize.tensor_groups import Formats, tensor_groups
 from .exporter import ExportOptions, ExportPlan, export_checkpoint, plan_export
 from .ops import BodyStyle
+from .staging import check_target
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -151,6 +153,10 @@ def settle(source: Checkpoint, request: ExportRequest) -> tuple[ExportPlan, Chos
     )
     if not quantizes:
         return plan_export(source, options), None
+    if recipe is None:
+        # What cannot be exported at all is said before any text is read or written for calibration.
+        plain = replace(own, method=Method.RTN.value, calibration=None)
+        plan_export(source, options, settle_quantization(source, precision, plain, tokenizer=False))
     quantization = settle_quantization(source, precision, own, tokenizer=request.tokenizer)
     if quantization.note is not None:
         click.echo(f"note: {quantization.note}", err=True)
@@ -182,6 +188,8 @@ def run_export(source: Checkpoint, request: ExportRequest) -> Exported:
     """Settle, and unless it is a dry run write the artifact."""
     end_like_an_interrupt()
     started = time.perf_counter()
+    if not request.dry_run:
+        check_target(request.output.absolute(), replace=request.force)
     plan, chosen = settle(source, request)
     if request.dry_run:
         result = {"dry_run": True, "output": str(request.output), **plan.to_dict()}

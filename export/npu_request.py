@@ -10,6 +10,7 @@ from typing import Any
 from ..checkpoint import Checkpoint
 from ..errors import InputError
 from ..progress import step_progress
+from ..quantize.own_text import writes_own_text
 from ..quantize.quantization import calibration_sequences
 from .export_request import end_like_an_interrupt
 from .npu import NpuOptions, NpuWeights, Part, export_npu, plan_parts
@@ -152,17 +153,26 @@ def run_npu_export(plan: NpuPlan) -> dict[str, Any]:
     """Calibrate and write the artifact; what there is to say of it: model, bytes on disk, seconds."""
     end_like_an_interrupt()
     started = time.perf_counter()
-    tokens = plan.request.calibration_tokens or plan.options.calibration_tokens
-    calibration = calibration_sequences(plan.source, plan.request.calibration, tokens)
+    options, text = _calibrated(plan)
     steps = plan.source.config.num_hidden_layers + len(plan.parts)
     with step_progress("Exporting", steps) as on_step:
-        export_npu(plan.source, plan.output, replace(plan.options, calibration=calibration), on_step=on_step)
+        export_npu(plan.source, plan.output, options, on_step=on_step)
     return {
         "model": str(plan.output / NPU_MANIFEST_NAME),
-        "calibration_tokens": sum(map(len, calibration)),
+        "calibration": text,
         "bytes": sum(path.stat().st_size for path in plan.output.rglob("*") if path.is_file()),
         "seconds": round(time.perf_counter() - started, 3),
     }
+
+
+def _calibrated(plan: NpuPlan) -> tuple[NpuOptions, str]:
+    """The options with what calibrates, and the name of that."""
+    path, tokens = plan.request.calibration, plan.request.calibration_tokens or plan.options.calibration_tokens
+    if path is None and not writes_own_text(plan.source):
+        # The export reads the shipped text itself, and leaves more room for what is unlike it.
+        return replace(plan.options, calibration_tokens=tokens), "shipped text"
+    sequences = calibration_sequences(plan.source, path, tokens)
+    return replace(plan.options, calibration=sequences), "own and shipped text" if path is None else str(path)
 
 
 def _size(count: int) -> str:

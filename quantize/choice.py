@@ -149,7 +149,8 @@ class _Search:
             best = measured[len(self.steps)]
             raise PromiseError(
                 f"--max-kld {max_kld:g} cannot be kept: with the best format of every tensor the KLD is {best.kld:.3g} "
-                f"nats (standard error {best.standard_error:.1g} over {best.tokens} tokens); use --precision fp16"
+                f"nats (standard error {best.standard_error:.1g} over {best.tokens} tokens); "
+                "use --precision fp16, or give --calibration text of the kind that the model will see"
             ) from None
         return apply(self.first, self.steps[:steps]), measured[steps]
 

@@ -154,13 +154,14 @@ def calibration_sequences(
 ) -> Sequences:
     """Token ids of the calibration text, no sequence longer than the model's context.
 
-    Without a ``path`` it is the text shipped here, and before it, from a small model, twice as much that the model
-    writes itself: such a model may know another world than that of the shipped text.
+    Without a ``path`` it is the text shipped here; to calibrate a small model, twice as much that the model writes
+    itself comes before it: such a model may know another world than that of the shipped text. What is measured on is
+    the shipped text alone, the harder one.
     """
     longest = checkpoint.config.max_position_embeddings
     sequences = [ids[:longest] for ids in load_calibration(path, checkpoint, tokens, part=part)]
-    if path is None and writes_own_text(checkpoint):
-        sequences = own_text(checkpoint, 2 * tokens, seed=("calibration", "held-out").index(part)) + sequences
+    if path is None and part == "calibration" and writes_own_text(checkpoint):
+        sequences = own_text(checkpoint, 2 * tokens) + sequences
     return sequences
 
 

@@ -31,7 +31,8 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="uses POSIX sign
 EXPORTS = """
 import json, os, sys, time
 from lfm_onnx.cli import main
-from lfm_onnx.export import command, data_files, exporter
+from lfm_onnx import export_command
+from lfm_onnx.export import data_files, exporter
 
 plan_data_files = data_files.plan_data_files
 exporter.plan_data_files = lambda *plan: plan_data_files(*plan, max_bytes=request["file_bytes"])

@@ -205,6 +205,7 @@ def test_the_sample_is_exported_and_answers_through_the_runtime(tiny_lfm: Path, 
     assert [part["layers"] for part in manifest["parts"]] == [part["layers"] for part in found["parts"]]
     assert len(manifest["parts"]) > 1 and manifest["chunk"] == 16 and manifest["context_lengths"] == [64]
     assert manifest["precision"]["weights"] == "int8"
+    assert found["calibration"] == "own and shipped text"
     assert found["bytes"] == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     assert found["compile_command"] == f"lfm-onnx compile {folder} --soc sm8750"
     model = LfmModel.load(folder, npu=NpuOptions(plan="npu", backend="cpu"), threads=1)

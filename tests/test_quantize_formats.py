@@ -272,6 +272,7 @@ def test_files_are_called_as_clients_expect_them() -> None:
         "fp16": "model_fp16.onnx",
         "q8": "model_quantized.onnx",
         "q4": "model_q4.onnx",
+        "q4f16": "model_q4f16.onnx",
     }
     assert Q4.data_file(1) == "model_q4.onnx_data_1"
 
