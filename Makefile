@@ -28,7 +28,8 @@ test-oldest-runtime: $(TEST_VENV)/installed $(OLDEST)/onnxruntime/__init__.py
 	PYTHONPATH=$(OLDEST) $(TEST_VENV)/$(BIN)/python -c \
 		"import onnxruntime as ort; assert ort.__version__ == '$(OLDEST_VERSION)', ort.__version__"
 	PYTHONPATH=$(OLDEST) $(TEST_VENV)/$(BIN)/python -m pytest -q -n 2 --dist loadscope \
-		tests/test_native_ops.py tests/test_native_moe.py tests/test_native_library.py tests/test_quantized_ops.py \
+		tests/test_native_ops.py tests/test_native_moe.py tests/test_native_attention.py tests/test_native_library.py \
+		tests/test_quantized_ops.py \
 		tests/test_custom_ops.py tests/test_export_quantized.py
 
 # What is compiled for Qualcomm's NPU, on the compiler and the emulator that the package of its provider holds. It lies
