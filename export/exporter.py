@@ -130,9 +130,14 @@ def plan_export(checkpoint: Checkpoint, options: ExportOptions, quantization: Qu
     model = declare_model(checkpoint.config, GraphOptions(options.style, formats, context_length, activations))
     tensors = weight_tensors(model, checkpoint, quantization)
     inline = tuple(tensor for tensor in tensors if tensor.nbytes <= INLINE_BYTES)
-    external = (tensor for tensor in tensors if tensor.nbytes > INLINE_BYTES)
+    external = sorted((tensor for tensor in tensors if tensor.nbytes > INLINE_BYTES), key=_comes_last)
     files = tuple(plan_data_files(external, options.precision.data_file))
     return ExportPlan(checkpoint, options, context_length, model, inline, files, quantization)
+
+
+def _comes_last(tensor: WeightTensor) -> bool:
+    """The table: as the head it is quantized by what leaves the last layer, known when all layers have been visited."""
+    return tensor.name.startswith("model.embed_tokens.")
 
 
 def export_checkpoint(

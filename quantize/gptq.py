@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 
 from .formats import BlockFormat, Float32, QuantizedRows
@@ -13,6 +15,10 @@ _BATCH = 256
 
 _TILE = 64
 """Rows transposed at a time: few enough that every cache line read is still there when its next value is needed."""
+
+_many_small_steps = threading.Lock()
+"""Held by one thread at a time: two that make thousands of short numpy calls each take longer, passing the interpreter
+to and fro, than one after the other. Meanwhile the others are at their large products."""
 
 
 def quantize_gptq(weights: Float32, fmt: BlockFormat, factor: HessianFactor) -> QuantizedRows:
@@ -33,16 +39,17 @@ def quantize_gptq(weights: Float32, fmt: BlockFormat, factor: HessianFactor) -> 
         targets = originals.copy()
         if start:
             targets[: stop - start] += factor.unit[:start, start:stop].T @ errors[:start]
-        for first in range(start, stop, size):
-            last = min(first + size, columns)
-            block = slice(first - start, first - start + size)
-            target = targets[block]
-            if first > start:
-                target[: last - first] += factor.unit[start:first, first:last].T @ errors[start:first]
-            chosen = search_scales(target, fmt, pivots[first : first + size])
-            unit = factor.unit[first:last, first:last]
-            column = _round_with_feedback(chosen, target, originals[block], unit, errors[first : first + size], fmt)
-            store.put(slice(None), first // size, column)
+        with _many_small_steps:
+            for first in range(start, stop, size):
+                last = min(first + size, columns)
+                block = slice(first - start, first - start + size)
+                target = targets[block]
+                if first > start:
+                    target[: last - first] += factor.unit[start:first, first:last].T @ errors[start:first]
+                chosen = search_scales(target, fmt, pivots[first : first + size])
+                unit = factor.unit[first:last, first:last]
+                column = _round_with_feedback(chosen, target, originals[block], unit, errors[first : first + size], fmt)
+                store.put(slice(None), first // size, column)
     return store.packed()
 
 

@@ -1,6 +1,6 @@
 """Inputs of every linear and expert on calibration text: the reference's blocks layer by layer, its matrices watched.
 
-Bounded memory: the residual stream of all tokens, what went into the matrices of the last two layers reached, and a
+Bounded memory: the residual stream of all tokens, what went into the matrices of the last three layers reached, and a
 few rows of one weight matrix at a time are all that is held.
 """
 
@@ -11,6 +11,7 @@ import re
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
 
 _HEAD_ROWS = 4096
 
-_KEPT_LAYERS = 2
-"""Threads that quantize may still be at the last matrices of a layer when another starts with the next layer."""
+_KEPT_LAYERS = 3
+"""Threads that quantize may still be at the last matrices of a layer when another starts with the next layer; the one
+after that is made ready meanwhile."""
 
 _KEPT_BYTES = 256 << 20
 """Up to this size more layers are kept: small models are then visited in any order without starting again."""
@@ -47,12 +49,15 @@ _WATCHED = {
 }
 """Tensor of the exported graph -> the checkpoint's matrix that has the same input."""
 
+_ROUTED = "feed_forward.gate.weight"
+"""What every token's experts are chosen by, and the input of their first matrices."""
+
 
 class LayerInputs:
     """Second moments of the inputs of each quantized tensor, over the tokens of ``sequences`` (int64 ids each).
 
-    Moves through the layers on demand, forwards only: asking for an earlier layer than the last two reached starts
-    again. Results do not depend on ``threads``. Safe to call from several threads.
+    Moves through the layers forwards only, with several ``threads`` one ahead of the layer asked for: asking for one
+    before the last three reached starts again. Results do not depend on ``threads``. Safe to call from several threads.
     """
 
     def __init__(
@@ -70,7 +75,8 @@ class LayerInputs:
                     "use the tokenizer that came with the checkpoint"
                 )
         self._threads = threads or os.cpu_count() or 1
-        self._lock = threading.RLock()
+        self._stepping = threading.RLock()
+        self._lock = threading.Lock()
         self._head: Float32 | None = None
         self._head_moment: Float32 | None = None
         self._restart()
@@ -101,7 +107,7 @@ class LayerInputs:
         but certain an error of the logits changes nothing, and the divergence stays 0.
         """
         x = self._head_input()
-        with self._lock:
+        with self._stepping:
             if self._head_moment is None:
                 with single_threaded_blas():
                     weights = self._uncertainty(x) + np.float32(0.02)
@@ -151,6 +157,8 @@ class LayerInputs:
         inputs = self._reach(layer).inputs
         if "{}" not in watched:
             return inputs[watched]
+        if expert is None and name.endswith("gate_up_proj"):
+            return inputs[_ROUTED]  # every token counts top-k times, and so none more than another
         experts = range(self._config.num_experts) if expert is None else (expert,)
         return [piece for index in experts for piece in inputs.get(watched.format(index), ())]
 
@@ -172,23 +180,51 @@ class LayerInputs:
     def _restart(self) -> None:
         weights = Weights(self._checkpoint, ConvertedWeights(budget=0))
         self._stream = weights.gather("model.embed_tokens.weight", np.concatenate(self._ids))
-        self._kept: dict[int, RecordedInputs] = {}
         self._next = 0
+        with self._lock:
+            self._kept: dict[int, RecordedInputs] = {}
+            self._ahead = 0
 
     def _reach(self, layer: int) -> RecordedInputs:
         """The inputs within ``layer``, after as many steps of the forward pass as that takes."""
-        with self._lock:
-            if layer not in self._kept:
-                if layer < self._next:
+        reached = self._at(layer)
+        if reached is None:
+            with self._stepping:
+                if self._at(layer) is None and layer < self._next:
                     self._restart()
+                reached = self._advance(layer)
+        self._go_ahead(layer + 1)
+        return reached
+
+    def _at(self, layer: int) -> RecordedInputs | None:
+        with self._lock:
+            return self._kept.get(layer)
+
+    def _advance(self, layer: int) -> RecordedInputs:
+        with self._stepping:
+            if self._next <= layer:
                 with single_threaded_blas(), ThreadPoolExecutor(self._threads) as pool:
                     while self._next <= layer:
                         self._step(pool)
-            return self._kept[layer]
+            with self._lock:
+                return self._kept[layer]
+
+    def _go_ahead(self, layer: int) -> None:
+        """Make the layer ready while the one before it is quantized, once; what fails here fails again when asked."""
+        with self._lock:
+            if self._threads == 1 or layer <= self._ahead or layer >= self._config.num_hidden_layers:
+                return
+            self._ahead = layer
+        threading.Thread(target=self._advance_quietly, args=(layer,), name="next-layer", daemon=True).start()
+
+    def _advance_quietly(self, layer: int) -> None:
+        with suppress(Exception):
+            if self._next == layer:
+                self._advance(layer)
 
     def _head_input(self) -> Float32:
-        """The final norm's output [T, H]. Reached before the layers are asked for, it costs a pass of its own."""
-        with self._lock:
+        """The final norm's output [T, H]. Asked for before the layers, it costs a pass of its own."""
+        with self._stepping:
             if self._head is None:
                 self._reach(self._config.num_hidden_layers - 1)
                 norm = self._checkpoint.float32("model.embedding_norm.weight")
@@ -201,15 +237,19 @@ class LayerInputs:
         layer = RecordedInputs()
         weights = WatchedWeights(self._checkpoint, layer, pool, f"model.layers.{index}.")
         x = rms_norm(self._stream, weights.array("operator_norm.weight"), config.norm_eps)
-        self._stream = self._stream + np.concatenate([self._operator(index, part, weights) for part in self._split(x)])
-        x = rms_norm(self._stream, weights.array("ffn_norm.weight"), config.norm_eps)
+        stream = self._stream + np.concatenate([self._operator(index, part, weights) for part in self._split(x)])
+        x = rms_norm(stream, weights.array("ffn_norm.weight"), config.norm_eps)
         feed_forward: Any = weights.scope("feed_forward.")
-        mixed = sparse_moe(x, feed_forward, config) if config.is_moe_layer(index) else swiglu(x, feed_forward)
-        self._stream = self._stream + mixed
-        self._kept[index] = layer
+        if config.is_moe_layer(index):
+            layer.record(_ROUTED, x)
+            self._stream = stream + sparse_moe(x, feed_forward, config)
+        else:
+            self._stream = stream + swiglu(x, feed_forward)
         self._next += 1
-        while len(self._kept) > _KEPT_LAYERS and sum(kept.nbytes for kept in self._kept.values()) > _KEPT_BYTES:
-            del self._kept[min(self._kept)]
+        with self._lock:
+            self._kept[index] = layer
+            while len(self._kept) > _KEPT_LAYERS and sum(kept.nbytes for kept in self._kept.values()) > _KEPT_BYTES:
+                del self._kept[min(self._kept)]
 
     def _split(self, x: Float32) -> list[Float32]:
         return np.split(x, np.cumsum([len(ids) for ids in self._ids])[:-1])

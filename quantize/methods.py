@@ -33,9 +33,6 @@ SHRINKAGE_TOKENS = 256.0
 HEAD_DAMPING = 0.3
 """The tied table is looked up as well, where every element counts the same: more of the identity than elsewhere."""
 
-HEAD_TOKENS = 1024
-"""The table comes first and its inputs last: tokens of the forward pass that only the head is calibrated by."""
-
 _KEPT_STATISTICS = 6
 _HEADS = ("model.embed_tokens.weight", "lm_head.weight")
 
@@ -65,7 +62,8 @@ class Quantizer:
 
     sequences: calibration text as token ids; method rtn needs neither it nor the checkpoint, search without it weighs
     all columns the same, gptq needs both. Safe to call from several threads; the bytes of a piece depend on nothing
-    but the piece, the format and the calibration text. Tensors are best asked for in the model's order.
+    but the piece, the format and the calibration text. Tensors are best asked for in the model's order, the
+    tied table last.
     """
 
     def __init__(
@@ -79,13 +77,9 @@ class Quantizer:
         self.method = Method(method)
         if self.method is Method.GPTQ and (checkpoint is None or sequences is None):
             raise ValueError("gptq needs the checkpoint and calibration text")
-        self._inputs = self._head_inputs = None
+        self._inputs = None
         if self.method is not Method.RTN and checkpoint is not None and sequences is not None:
-            arrays = [np.asarray(ids) for ids in sequences]
-            self._inputs = LayerInputs(checkpoint, arrays, threads=threads)
-            self._head_inputs = self._inputs
-            if _is_large(checkpoint):
-                self._head_inputs = LayerInputs(checkpoint, _part_of(arrays, HEAD_TOKENS), threads=threads)
+            self._inputs = LayerInputs(checkpoint, sequences, threads=threads)
         self._checkpoint = checkpoint
         self._lock = threading.Lock()
         self._statistics: OrderedDict[tuple[str, int | None], _Statistics] = OrderedDict()
@@ -111,6 +105,14 @@ class Quantizer:
             else:
                 made = quantize_scale_search(rows, fmt, known.importance)
             return made
+
+    def factor(self, name: str, expert: int | None = None) -> HessianFactor | None:
+        """Of method gptq: by what rounding errors of the tensor, or of one expert of it, are fed back.
+
+        None where the calibration text says too little; ``report`` then says why.
+        """
+        with single_threaded_blas():
+            return self._known(name, expert).factor
 
     def report(self) -> dict[str, Any]:
         """What was done, by tensor name.
@@ -150,16 +152,15 @@ class Quantizer:
         return known
 
     def _learn(self, known: _Statistics, name: str, expert: int | None) -> None:
-        assert self._inputs is not None and self._head_inputs is not None
+        assert self._inputs is not None
         if self._is_lookup_alone(name):
             return
         if self.method is Method.SEARCH:
-            inputs = self._head_inputs if name in _HEADS else self._inputs
-            known.importance = _tempered(inputs.importance(name, expert))
+            known.importance = _tempered(self._inputs.importance(name, expert))
             return
         try:
             if name in _HEADS:
-                known.factor = HessianFactor.from_second_moment(self._head_inputs.head_moment(), HEAD_DAMPING)
+                known.factor = HessianFactor.from_second_moment(self._inputs.head_moment(), HEAD_DAMPING)
             elif ".experts." not in name:
                 known.factor = HessianFactor.from_second_moment(self._inputs.second_moment(name)[0])
             elif expert is None:
@@ -205,14 +206,3 @@ def _tempered(importance: Float32) -> Float32 | None:
     mean = importance.mean()
     return importance + mean if mean > 0 else None
 
-
-def _is_large(checkpoint: Checkpoint) -> bool:
-    """Whether a forward pass over the calibration text is too long to be made once more for the head."""
-    return sum(checkpoint.nbytes(name) for name in checkpoint.names()) > 1 << 30
-
-
-def _part_of(sequences: Sequence[npt.NDArray[Any]], tokens: int) -> list[npt.NDArray[Any]]:
-    """Sequences at even distances, as many as ``tokens`` allow, at least one."""
-    total = sum(map(len, sequences))
-    step = max(1, -(-total // tokens))
-    return list(sequences[::step])

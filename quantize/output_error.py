@@ -11,7 +11,7 @@ from .formats import BlockFormat, Float32, QuantizedRows, dequantize
 from .hessian import HessianFactor
 from .round_to_nearest import quantize_round_to_nearest
 
-_SAMPLE = 32
+_SAMPLE = 16
 """Rows of each piece that are measured: a hundredth of what quantizing the piece takes."""
 
 
@@ -37,12 +37,9 @@ class OutputErrors:
         zeros = None if made.zero_points is None else made.zero_points[rows]
         stored = QuantizedRows(made.data[rows], made.scales[rows], zeros)
         plain = dequantize(quantize_round_to_nearest(sample, fmt), fmt, columns)
-        sums = _Sums(
-            *(
-                float(np.sum(np.square(error @ factor.unit) * factor.pivots, dtype=np.float64))
-                for error in (sample, sample - plain, sample - dequantize(stored, fmt, columns))
-            )
-        )
+        errors = np.concatenate([sample, sample - plain, sample - dequantize(stored, fmt, columns)])
+        squares = np.square(errors @ factor.unit) @ factor.pivots
+        sums = _Sums(*squares.reshape(3, -1).sum(axis=1, dtype=np.float64).tolist())
         # Keyed by content: a piece quantized again, after the codes for the scales, counts once, in any order.
         with self._lock:
             self._sums.setdefault(name, {})[sample[:1].tobytes()[:64] + bytes(str(count), "ascii")] = sums

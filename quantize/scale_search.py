@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from .formats import BlockFormat, Codes, Float32, QuantizedRows
 
-_ROWS = 1024
-"""Rows of the matrix searched at a time: their block column, with copies, stays in a core's second-level cache."""
+_ROWS = 8192
+"""Rows of the matrix searched at a time: a bound on the memory of the copies, and long enough that threads spend their
+time in numpy and not in handing the interpreter to one another."""
 
 _SMALLEST_SCALE = np.finfo(np.float32).tiny
 """Below it the reciprocal overflows."""
@@ -141,10 +142,11 @@ def _search_symmetric(column: Float32, fmt: BlockFormat, importance: Float32) ->
     root = np.sqrt(importance)
     scratch, levels = np.empty_like(unit), np.empty_like(unit)
 
-    def fit(codes_of_peak: float | Float32) -> tuple[Float32, Float32]:
+    def fit(codes_of_peak: float) -> tuple[Float32, Float32]:
         np.multiply(unit, codes_of_peak, out=levels)
         np.rint(levels, out=levels)
-        levels.clip(low, high, out=levels)
+        if abs(codes_of_peak) >= high + 0.5:  # else no level is beyond the range
+            levels.clip(low, high, out=levels)
         along = _column_sums(np.multiply(weighted, levels, out=scratch))
         np.multiply(levels, root, out=levels)
         return along, _column_sums(np.multiply(levels, levels, out=scratch))
