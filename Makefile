@@ -12,7 +12,7 @@ BIN = bin
 # Torch is installed before the rest so that its CPU build is the one that the other packages find.
 TORCH := torch==2.13.0
 
-.PHONY: demo test test-oldest-runtime test-npu test-npu-long test-arm64 test-windows lint clean sample
+.PHONY: demo test test-oldest-runtime test-npu test-npu-long npu-full-model test-arm64 test-windows lint clean sample
 
 demo: $(DEMO_VENV)/installed
 	rm -rf $(DEMO_OUT)
@@ -42,6 +42,12 @@ test-npu: $(TEST_VENV)/installed $(QNN)/onnxruntime_qnn/__init__.py
 # Those of them that take minutes.
 test-npu-long: $(TEST_VENV)/installed $(QNN)/onnxruntime_qnn/__init__.py
 	PYTHONPATH=$(CURDIR)/$(QNN) $(TEST_VENV)/$(BIN)/python -m pytest -q -m long $(NPU_TESTS)
+
+# All of LFM2.5-8B-A1B's shape exported and compiled, in FOLDER, which is kept: an hour or two, 24 GB of memory and 40 GB
+# of disk. CHECKPOINT=folder takes real weights instead of random ones.
+npu-full-model: $(TEST_VENV)/installed $(QNN)/onnxruntime_qnn/__init__.py
+	CHECKPOINT="$(CHECKPOINT)" FOLDER="$(or $(FOLDER),build/npu-full-model)" PYTHONPATH=$(CURDIR)/$(QNN) \
+		$(TEST_VENV)/$(BIN)/python -m pytest -q -s -x -m full_model tests/test_npu_full_model.py
 
 # The native library on other machines: under qemu and under wine. As root they install what is missing.
 test-arm64: $(TEST_VENV)/installed

@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 
 _CPU_ONLY = {
     "ops": "--ops",
-    "method": "--method",
     "block_size": "--block-size",
     "scale_dtype": "--scale-dtype",
     "zero_points": "--zero-points",
     "budget": "--budget",
     "max_kld": "--max-kld",
     "recipe": "--recipe",
-    "threads": "--threads",
 }
 _NPU_ONLY = {
     "socs": "--soc",
     "chunk": "--chunk",
     "weight_budget": "--weight-budget",
     "memory_budget": "--memory-budget",
+    "share_experts": "--share-experts",
+    "headroom": "--headroom",
 }
 
 
@@ -53,6 +53,17 @@ _NPU_ONLY = {
 @click.option("--chunk", type=click.IntRange(min=2), help="qnn: tokens of a prefill call [default: 128].")
 @click.option("--weight-budget", type=Size(), metavar="SIZE", help="qnn: weights of a part at most [default: 3GB].")
 @click.option("--memory-budget", type=Size(), metavar="SIZE", help="qnn: memory that compiling a part may take.")
+@click.option(
+    "--share-experts",
+    is_flag=True,
+    help="qnn: prefill takes one expert after another from decode's weights: half the bytes, a slower prefill.",
+)
+@click.option(
+    "--headroom",
+    type=click.FloatRange(min=1, max=64),
+    metavar="FACTOR",
+    help="qnn: room for activations beyond those of the calibration text [default: 1.25, or 4 with the shipped text].",
+)
 @click.option(
     "--context-length",
     "context_lengths",
@@ -72,6 +83,8 @@ def export(
     chunk: int | None,
     weight_budget: int | None,
     memory_budget: int | None,
+    share_experts: bool,
+    headroom: float | None,
     context_lengths: tuple[tuple[int, ...], ...],
     **options: Any,
 ) -> None:
@@ -107,6 +120,10 @@ def export(
         chunk=chunk,
         weight_budget=weight_budget,
         memory_budget=memory_budget,
+        share_experts=share_experts,
+        headroom=headroom,
+        method=options["method"],
+        threads=options["threads"],
         calibration=options["calibration"],
         calibration_tokens=options["calibration_tokens"] if tokens_given else None,
         force=options["force"],

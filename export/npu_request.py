@@ -10,6 +10,7 @@ from typing import Any
 from ..checkpoint import Checkpoint
 from ..errors import InputError
 from ..progress import step_progress
+from ..quantize.methods import Method
 from ..quantize.own_text import writes_own_text
 from ..quantize.quantization import calibration_sequences
 from .export_request import end_like_an_interrupt
@@ -18,6 +19,7 @@ from .npu.npu_manifest import NPU_MANIFEST_NAME
 
 WEIGHTS = {"q4": NpuWeights.INT4, "q8": NpuWeights.INT8}
 DEFAULT_PRECISION = "q4"
+DEFAULT_METHOD = Method.GPTQ
 DEFAULT_CONTEXT = 1024
 DEFAULT_CHUNK = 128
 
@@ -32,6 +34,10 @@ class NpuRequest:
     chunk: int | None = None
     weight_budget: int | None = None
     memory_budget: int | None = None
+    share_experts: bool = False
+    headroom: float | None = None
+    method: str | None = None
+    threads: int | None = None
     calibration: Path | None = None
     calibration_tokens: int | None = None
     force: bool = False
@@ -62,6 +68,11 @@ class NpuPlan:
         return sum(part.compile_seconds for part in self.parts)
 
     @property
+    def binary_bytes(self) -> int:
+        """Of the compiled binaries of one chip, as a projection."""
+        return sum(part.binary_bytes for part in self.parts)
+
+    @property
     def token_bytes(self) -> int:
         """Bytes of weights that decode reads a token."""
         return sum(part.token_bytes for part in self.parts)
@@ -73,6 +84,8 @@ class NpuPlan:
             "target": "qnn",
             "precision": self.precision,
             "weights": self.options.weights.value,
+            "method": (Method.GPTQ if self.options.error_feedback else Method.RTN).value,
+            "share_experts": self.options.share_experts,
             "chunk": self.options.chunk,
             "context_lengths": list(self.options.context_lengths),
             "parts": [
@@ -82,12 +95,14 @@ class NpuPlan:
                     "head": part.head,
                     "weight_bytes": part.weight_bytes,
                     "token_bytes": part.token_bytes,
+                    "binary_bytes": part.binary_bytes,
                     "compile_memory_bytes": part.compile_memory,
                     "compile_seconds": part.compile_seconds,
                 }
                 for part in self.parts
             ],
             "token_bytes": self.token_bytes,
+            "binary_bytes": self.binary_bytes,
             "compile_memory_bytes": self.compile_memory,
             "compile_seconds": round(self.compile_seconds, 1),
         }
@@ -117,8 +132,9 @@ class NpuPlan:
             )
         return [
             *lines,
-            f"{_size(self.token_bytes)} of weights read a token; compiling for one chip is expected to take "
-            f"{_size(self.compile_memory)} of memory and {_duration(self.compile_seconds)} on two cores",
+            f"{_size(self.token_bytes)} of weights read a token, {_size(self.binary_bytes)} of binaries for one chip; "
+            f"compiling is expected to take {_size(self.compile_memory)} of memory and "
+            f"{_duration(self.compile_seconds)} on two cores",
         ]
 
 
@@ -127,12 +143,19 @@ def plan_npu(source: Checkpoint, request: NpuRequest) -> NpuPlan:
     precision = request.precision or DEFAULT_PRECISION
     if precision not in WEIGHTS:
         raise InputError(f"--target qnn has --precision q4 (int4 weights) or q8 (int8), not {precision}")
+    method = Method(request.method) if request.method is not None else DEFAULT_METHOD
+    if method is Method.SEARCH:
+        raise InputError("--target qnn has --method gptq or rtn, not search")
     longest = source.config.max_position_embeddings
     options = NpuOptions(
         weights=WEIGHTS[precision],
         chunk=request.chunk or min(DEFAULT_CHUNK, longest),
         context_lengths=request.context_lengths or (min(DEFAULT_CONTEXT, longest),),
         memory_budget=request.memory_budget,
+        share_experts=request.share_experts,
+        headroom=request.headroom,
+        error_feedback=method is Method.GPTQ,
+        threads=request.threads,
         replace=request.force,
     )
     if request.weight_budget is not None:
@@ -145,6 +168,7 @@ def plan_npu(source: Checkpoint, request: NpuRequest) -> NpuPlan:
         memory_budget=options.memory_budget,
         decode=options.decode,
         prefill=options.prefill,
+        lengths=len(options.context_lengths),
     )
     return NpuPlan(source, request, precision, options, tuple(parts))
 
@@ -160,6 +184,7 @@ def run_npu_export(plan: NpuPlan) -> dict[str, Any]:
     return {
         "model": str(plan.output / NPU_MANIFEST_NAME),
         "calibration": text,
+        "headroom": options.chosen_headroom,
         "bytes": sum(path.stat().st_size for path in plan.output.rglob("*") if path.is_file()),
         "seconds": round(time.perf_counter() - started, 3),
     }

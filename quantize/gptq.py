@@ -16,7 +16,7 @@ _BATCH = 256
 _TILE = 64
 """Rows transposed at a time: few enough that every cache line read is still there when its next value is needed."""
 
-_many_small_steps = threading.Lock()
+many_small_steps = threading.Lock()
 """Held by one thread at a time: two that make thousands of short numpy calls each take longer, passing the interpreter
 to and fro, than one after the other. Meanwhile the others are at their large products."""
 
@@ -39,7 +39,7 @@ def quantize_gptq(weights: Float32, fmt: BlockFormat, factor: HessianFactor) -> 
         targets = originals.copy()
         if start:
             targets[: stop - start] += factor.unit[:start, start:stop].T @ errors[:start]
-        with _many_small_steps:
+        with many_small_steps:
             for first in range(start, stop, size):
                 last = min(first + size, columns)
                 block = slice(first - start, first - start + size)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import numpy.typing as npt
 
 from .blas_threads import single_threaded_blas
@@ -205,4 +204,3 @@ def _tempered(importance: Float32) -> Float32 | None:
     """Half the mean squares of the inputs and half their mean: alone they follow the calibration text too closely."""
     mean = importance.mean()
     return importance + mean if mean > 0 else None
-

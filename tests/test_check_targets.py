@@ -15,9 +15,10 @@ from lfm_onnx.artifact import Artifact
 from lfm_onnx.cli import main
 from lfm_onnx.errors import InputError
 from lfm_onnx.export import BodyStyle
-from lfm_onnx.mobile_bridge.check import windows_ml
+from lfm_onnx.mobile_bridge.check import openvino, windows_ml
 from lfm_onnx.mobile_bridge.check.fixed_shapes import fixed_shape_model
 from lfm_onnx.mobile_bridge.check.graph_weights import load_graph, weight_bytes_by_node
+from lfm_onnx.mobile_bridge.check.other_runtime import WorkerFailed
 from lfm_onnx.mobile_bridge.check.qnn_graph_dump import read_graph_dump
 from lfm_onnx.mobile_bridge.check.run import run_check
 from lfm_onnx.mobile_bridge.check.worker_process import CheckError, run_worker
@@ -92,6 +93,26 @@ def test_openvino_computes_the_model_where_it_is_there(artifact: Path) -> None:
     except CheckError as error:
         pytest.skip(str(error))
     assert report.requirements[0].name == "the model loads and runs"
+
+
+@pytest.mark.parametrize(
+    "message, cause",
+    [
+        ("Error: the graph is not acyclic.", "cuts the graph into parts that wait for one another"),
+        ("something new", "something new"),
+    ],
+)
+def test_a_model_that_openvino_cannot_place_is_a_missed_requirement_with_its_cause(
+    message: str, cause: str, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise WorkerFailed("load", message)
+
+    monkeypatch.setattr(openvino, "run_elsewhere", refuse)
+    result = CliRunner().invoke(main, ["check", str(artifact), "--target", "openvino", "--json"])
+    assert result.exit_code == 1
+    (missed,) = json.loads(result.stdout)["requirements"]
+    assert not missed["passed"] and cause in missed["detail"] and message in missed["detail"]
 
 
 def test_an_npu_export_has_no_other_target(tmp_path: Path) -> None:

@@ -4,42 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-import struct
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from lfm_onnx.artifact import Artifact
 from lfm_onnx.cli import main
-from lfm_onnx.config import LfmConfig
-from lfm_onnx.expected_tensors import expected_tensors
 from lfm_onnx.export.npu import exporter
 from lfm_onnx.runtime import LfmModel
 from lfm_onnx.runtime.npu import provider
 from lfm_onnx.runtime.npu.model import NpuOptions
+from npu_models import FULL_SIZE, needs_emulator, write_hollow_checkpoint
 
-# The shape of LFM2.5-8B-A1B: 18 conv and 6 attention layers, 2 of them dense.
-FULL_SIZE: dict[str, Any] = {
-    "model_type": "lfm2_moe",
-    "vocab_size": 128000,
-    "hidden_size": 2048,
-    "intermediate_size": 7168,
-    "moe_intermediate_size": 1792,
-    "num_hidden_layers": 24,
-    "num_dense_layers": 2,
-    "num_experts": 32,
-    "num_experts_per_tok": 4,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "layer_types": ["full_attention" if i in (2, 6, 10, 14, 18, 21) else "conv" for i in range(24)],
-    "conv_L_cache": 3,
-    "max_position_embeddings": 128000,
-    "rope_theta": 5e6,
-    "bos_token_id": 1,
-    "eos_token_id": 7,
-    "pad_token_id": 0,
-}
 SMALL = ("--context-length", "64", "--chunk", "16", "--calibration-tokens", "32")
 
 
@@ -56,22 +34,8 @@ def plan(checkpoint: Path, output: Path, *arguments: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def full_size(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of 17 GB that takes no room: headers, and a hole where the weights would be."""
-    folder = tmp_path_factory.mktemp("full_size")
-    (folder / "config.json").write_text(json.dumps(FULL_SIZE))
-    header: dict[str, Any] = {}
-    end = 0
-    for name, shape in expected_tensors(LfmConfig.from_dict(FULL_SIZE)):
-        start, size = end, 2
-        for length in shape:
-            size *= length
-        end = start + size
-        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    with (folder / "model.safetensors").open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + end)
-    return folder
+    """A checkpoint of 17 GB without its weights."""
+    return write_hollow_checkpoint(tmp_path_factory.mktemp("full_size"), FULL_SIZE)
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
@@ -123,6 +87,17 @@ def test_context_lengths_are_given_in_a_list_or_one_by_one(
     assert plan(tiny_lfm, tmp_path / "out", *arguments)["context_lengths"] == [64, 256]
 
 
+def test_shared_experts_halve_the_weights_and_leave_what_a_token_reads(full_size: Path, tmp_path: Path) -> None:
+    apart, shared = plan(full_size, tmp_path / "out"), plan(full_size, tmp_path / "out", "--share-experts")
+    assert (apart["share_experts"], shared["share_experts"]) == (False, True)
+    assert shared["token_bytes"] == apart["token_bytes"]
+    assert shared["binary_bytes"] < 0.55 * apart["binary_bytes"]
+    assert shared["compile_seconds"] > 2 * apart["compile_seconds"]
+    assert [part["weight_bytes"]["decode"] for part in shared["parts"]] == [
+        part["weight_bytes"]["prefill"] for part in shared["parts"]
+    ]
+
+
 # --- options ----------------------------------------------------------------------------------------------------------
 
 
@@ -132,6 +107,7 @@ def test_context_lengths_are_given_in_a_list_or_one_by_one(
         (["--precision", "fp16"], "--precision q4 .* or q8 .*, not fp16"),
         (["--ops", "custom"], "--ops is for --target cpu"),
         (["--recipe", "r.json"], "--recipe is for --target cpu"),
+        (["--method", "search"], "--target qnn has --method gptq or rtn, not search"),
         (["--block-size", "32"], "--block-size is for --target cpu"),
         (["--zero-points"], "--zero-points is for --target cpu"),
         (["--budget", "1GB"], "--budget is for --target cpu.*--weight-budget bounds the parts"),
@@ -163,6 +139,8 @@ def test_what_makes_no_sense_is_one_line_and_nothing_is_written(
         (["--chunk", "64"], "--chunk is for --target qnn"),
         (["--weight-budget", "1GB"], "--weight-budget is for --target qnn"),
         (["--memory-budget", "1GB"], "--memory-budget is for --target qnn"),
+        (["--share-experts"], "--share-experts is for --target qnn"),
+        (["--headroom", "2"], "--headroom is for --target qnn"),
         (["--context-length", "64,128"], "several context lengths are for --target qnn"),
     ],
 )
@@ -235,11 +213,8 @@ def test_calibration_is_on_the_text_that_is_given(
     assert not (tmp_path / "out").exists()
 
 
+@needs_emulator
 def test_with_a_chip_the_export_is_compiled_at_once(tiny_lfm: Path, tmp_path: Path) -> None:
-    try:
-        provider.device()
-    except provider.NpuUnavailable as error:
-        pytest.skip(str(error))
     folder = tmp_path / "out"
     result = export(tiny_lfm, folder, *SMALL, "--precision", "q8", "--soc", "sm8750,sm8650", "--json")
     assert result.exit_code == 0, result.stderr
@@ -247,3 +222,23 @@ def test_with_a_chip_the_export_is_compiled_at_once(tiny_lfm: Path, tmp_path: Pa
     assert [record["soc"] for record in compiled] == ["sm8750", "sm8650"]
     for name in ("sm8750", "sm8650"):
         assert len(list((folder / "compiled" / name / "device" / "part0").glob("*.bin"))) == 1
+
+
+@needs_emulator
+def test_shared_experts_are_compiled_once_and_answer_as_on_the_cpu(tiny_lfm: Path, tmp_path: Path) -> None:
+    sizes = []
+    for name, arguments in (("apart", ()), ("shared", ("--share-experts", "--headroom", "2"))):
+        folder = tmp_path / name
+        result = export(tiny_lfm, folder, *SMALL, "--precision", "q8", "--soc", "sm8750", *arguments)
+        assert result.exit_code == 0, result.stderr
+        sizes += [path.stat().st_size for path in (folder / "compiled").rglob("*.bin")]
+    assert len(sizes) == 2 and sizes[1] < 0.75 * sizes[0]
+    manifest = json.loads(Artifact.open(folder).model_path.read_text())
+    assert manifest["headroom"] == 2 and manifest["precision"]["moe_prefill"] == "gathered"
+    on_cpu, on_npu = (
+        LfmModel.load(folder, npu=NpuOptions(plan="npu", strict=True, backend=backend), threads=1)
+        for backend in ("cpu", "qnn")
+    )
+    ids = list(range(20, 44))  # a chunk and a padded one
+    wanted, found = (model.prefill(model.new_state(), ids) for model in (on_cpu, on_npu))
+    assert np.argmax(wanted) == np.argmax(found) and np.abs(wanted - found).max() < 0.1 * wanted.std()

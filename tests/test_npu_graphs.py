@@ -15,8 +15,8 @@ from lfm_onnx.errors import InputError, OutputError
 from lfm_onnx.export.npu import MoeForm, NpuOptions, NpuWeights, check_graph, export_npu
 from lfm_onnx.export.npu.calibration import CalibrationOptions
 from lfm_onnx.reference import Reference
-from lfm_onnx.tokenizer import ChatTokenizer
 from npu_graphs import NpuGraphs, read_npu_manifest
+from npu_models import conversations
 
 CHUNK = 128
 CONTEXT = 320
@@ -48,7 +48,7 @@ KINDS = (
 def export(
     checkpoint: Path, output: Path, weights: NpuWeights = NpuWeights.FLOAT, *, seed: int = 0, **options: object
 ) -> Path:
-    """An export calibrated on random tokens, which is what random weights are asked about."""
+    """An export calibrated on random tokens, which is what random weights are asked about; rounded to the nearest."""
     opened = Checkpoint.open(checkpoint)
     rng = np.random.default_rng(seed)
     sequences = [rng.integers(0, opened.config.vocab_size, 40) for _ in range(3)]
@@ -57,6 +57,7 @@ def export(
         "chunk": CHUNK,
         "context_lengths": (CONTEXT,),
         "calibration": sequences,
+        "error_feedback": False,
         "tokenizer": (checkpoint / "tokenizer.json").is_file(),
         **options,
     }
@@ -176,14 +177,7 @@ def test_states_keep_their_quantization_between_graphs_and_parts(
 
 @pytest.fixture(scope="module")
 def sample_text(tiny_lfm: Path) -> list[np.ndarray]:
-    """Conversations of the sample model's own world, as token ids with the expected answer."""
-    tokenizer = ChatTokenizer.load(tiny_lfm)
-    tasks = [json.loads(line) for line in (tiny_lfm / "tasks.jsonl").read_text(encoding="utf-8").splitlines()]
-    texts = (
-        tokenizer.render(task["messages"], tools=task.get("tools"), add_generation_prompt=True) + task["expected"]
-        for task in tasks[::11]
-    )
-    return [np.array(tokenizer.encode(text)) for text in texts]
+    return conversations(tiny_lfm, every=11)
 
 
 @pytest.fixture(scope="module")
@@ -195,9 +189,8 @@ def sample_export(
     @cache
     def made(weights: NpuWeights, decode: MoeForm | str | None = None) -> Path:
         folder = tmp_path_factory.mktemp("sample") / "out"
-        if decode == "shared":
-            return export(tiny_lfm, folder, weights, calibration=sample_text[::2], share_experts=True)
-        return export(tiny_lfm, folder, weights, calibration=sample_text[::2], moe_decode=decode)
+        form = {"share_experts": True} if decode == "shared" else {"moe_decode": decode}
+        return export(tiny_lfm, folder, weights, calibration=sample_text[::2], error_feedback=True, **form)
 
     return made
 
@@ -276,6 +269,7 @@ def test_an_interrupted_export_goes_on_behind_the_finished_parts(
         context_lengths=(CONTEXT,),
         weight_budget=130_000,
         calibration=[rng.integers(0, 96, 40) for _ in range(3)],
+        error_feedback=False,
         tokenizer=False,
     )
     output = tmp_path / "out"

@@ -15,6 +15,7 @@ import numpy as np
 from ... import __version__
 from ...checkpoint import Checkpoint
 from ...quantize.calibration_text import load_calibration
+from ...quantize.methods import Method
 from ..client_configs import require_tokenizer
 from ..manifest import SourceHash
 from ..staging import Staging, check_space, check_target
@@ -26,6 +27,7 @@ from .options import NpuOptions
 from .part_export import EMBEDDING_FILE, PartExport
 from .parts import NpuWeights, Part, plan_parts
 from .quantization import Range
+from .weight_inputs import WeightInputs
 
 RANGES_FILE = "npu/ranges.json"
 
@@ -54,6 +56,7 @@ def export_npu(
         memory_budget=options.memory_budget,
         decode=options.decode,
         prefill=options.prefill,
+        lengths=len(options.context_lengths),
     )
     check_target(output, replace=options.replace)
     sequences = _sequences(checkpoint, options)
@@ -64,7 +67,10 @@ def export_npu(
         source_hash = SourceHash(checkpoint)
         quantized = options.weights is not NpuWeights.FLOAT
         ranges = _ranges(staging, checkpoint, sequences, options, on_step) if quantized else None
-        export = PartExport(staging, checkpoint, options, ranges)
+        inputs = None
+        if quantized and options.error_feedback:
+            inputs = WeightInputs(checkpoint, [np.asarray(ids) for ids in sequences], threads=options.threads)
+        export = PartExport(staging, checkpoint, options, ranges, inputs)
         entries = []
         for part in parts:
             entries.append(export.write(part))
@@ -109,6 +115,7 @@ def _ranges(
             options.prefill,
             options.calibration_options,
             lambda layer: on_step(f"calibrated layer {layer + 1} of {checkpoint.config.num_hidden_layers}"),
+            options.threads,
         )
         path.write_text(json.dumps(ranges, indent=0, sort_keys=True) + "\n", encoding="utf-8")
         staging.finish(RANGES_FILE, {"bytes": path.stat().st_size})
@@ -148,7 +155,10 @@ def _npu_manifest(
         "parts": list(parts),
         "states": state_entries(parts),
     }
-    return {**manifest, "ranges": RANGES_FILE} if quantized else manifest
+    if not quantized:
+        return manifest
+    method = (Method.GPTQ if options.error_feedback else Method.RTN).value
+    return {**manifest, "ranges": RANGES_FILE, "method": method, "headroom": options.chosen_headroom}
 
 
 def _npu_files(manifest: dict[str, Any]) -> list[str]:
@@ -170,6 +180,7 @@ def _fingerprint(checkpoint: Checkpoint, options: NpuOptions, parts: Sequence[Pa
         options.context_lengths,
         options.tokenizer,
         options.chosen_headroom,
+        options.error_feedback,
         repr(options.calibration_options),
         repr(parts),
         digest.hexdigest(),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,13 +23,15 @@ Range = tuple[float, float]
 
 @dataclass
 class Ranges:
-    """Smallest and largest number seen, by tensor."""
+    """Smallest and largest number seen, by tensor; several threads may add."""
 
     seen: dict[str, Range] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def add(self, name: str, low: float, high: float) -> None:
-        before = self.seen.get(name, (low, high))
-        self.seen[name] = (min(low, before[0]), max(high, before[1]))
+        with self._lock:
+            before = self.seen.get(name, (low, high))
+            self.seen[name] = (min(low, before[0]), max(high, before[1]))
 
     def merge(self, others: Mapping[str, Range]) -> None:
         for name, (low, high) in others.items():
@@ -44,7 +47,7 @@ class SequenceState:
 
 
 class FloatGraph:
-    """One session. Weights are fed as inputs, so that they are held once and folded into nothing."""
+    """One session of one thread. Weights are fed as inputs: held once and folded into nothing."""
 
     def __init__(self, graph: StaticGraph, weights: dict[str, Array], *, ranges: Ranges | None = None) -> None:
         """weights: arrays made before, added to here; the prefill and the decode graph share most of them."""
@@ -62,7 +65,7 @@ class FloatGraph:
         self._watched = _watch(model, set(self._weights)) if ranges is not None else []
         self._inside = {port.name: port.value.name for port in [*graph.inputs, *graph.outputs]}
         options = ort.SessionOptions()
-        options.intra_op_num_threads = 0 if ranges is not None else 1
+        options.intra_op_num_threads = 1
         options.log_severity_level = 4
         serialized = ir.serde.serialize_model(model).SerializeToString()
         self._session = ort.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
@@ -92,7 +95,7 @@ def _watch(model: ir.Model, weights: set[str]) -> list[str]:
 
 
 class FloatPart:
-    """The prefill and the decode graph of a part over one set of weights."""
+    """The prefill and the decode graph of a part over one set of weights; several threads may feed it."""
 
     def __init__(
         self,
@@ -103,12 +106,19 @@ class FloatPart:
         decode: MoeForm = MoeForm.GATHERED,
         prefill: MoeForm = MoeForm.WIDE,
         ranges: Ranges | None = None,
+        until: Sequence[str] = (),
     ) -> None:
+        """until: the graphs end where these values are made, and give them instead of their outputs."""
         self.config = checkpoint.config
         self.part, self.chunk = part, chunk
         weights: dict[str, Array] = {}
-        self.prefill = FloatGraph(declare_part(checkpoint, part, Phase.PREFILL, chunk, prefill), weights, ranges=ranges)
-        self.decode = FloatGraph(declare_part(checkpoint, part, Phase.DECODE, 1, decode), weights, ranges=ranges)
+        graphs = [
+            declare_part(checkpoint, part, Phase.PREFILL, chunk, prefill),
+            declare_part(checkpoint, part, Phase.DECODE, 1, decode),
+        ]
+        if until:
+            graphs = [graph.ending_at(until) for graph in graphs]
+        self.prefill, self.decode = (FloatGraph(graph, weights, ranges=ranges) for graph in graphs)
 
     def new_state(self) -> SequenceState:
         states = ("conv_state", "key_cache", "value_cache")
@@ -117,8 +127,8 @@ class FloatPart:
             arrays={port.name: np.zeros(port.value.shape, np.float32) for port in inputs if port.role in states}
         )
 
-    def feed(self, hidden: Array, state: SequenceState, *, prefill: bool) -> Array:
-        """hidden [n, H] of the next n tokens (decode: 1) → [n, H], or logits [1, V] of the last of them.
+    def feed(self, hidden: Array, state: SequenceState, *, prefill: bool) -> dict[str, Array]:
+        """hidden [n, H] of the next n tokens (decode: 1) → the graph's outputs that are no states, [n, …] each.
 
         Prefill puts tokens of padding behind them up to the chunk. ``state`` is brought forward by n tokens.
         """
@@ -136,7 +146,7 @@ class FloatPart:
         offered["last_token"] = np.array([valid - 1], np.int32)
         found = graph.run({name: array for name, array in offered.items() if name in wanted})
         self._advance(state, graph.graph, found, valid)
-        return found["logits"][0] if self.part.head else found["hidden_states_next"][0, :valid]
+        return {port.name: found[port.name][0, :valid] for port in graph.graph.outputs if port.layer is None}
 
     def _advance(self, state: SequenceState, graph: StaticGraph, found: dict[str, Array], valid: int) -> None:
         columns = slice(state.filled, state.filled + valid)

@@ -9,6 +9,7 @@ import numpy as np
 
 from ...config import LfmConfig
 from .blocks import gated
+from .float_weights import PACKED_STEPS, column_extremes
 from .static_graph import Array, StaticGraph, Value, WeightKind
 from .weight_sources import Rows, WeightSources
 
@@ -112,7 +113,7 @@ def every_expert(
 class _ExpertMatrix:
     """One matrix of all experts, and its product with the chosen ones.
 
-    Each column of an expert's matrix is stored relative to its largest value, which stands in a table of its own:
+    Each column of an expert's matrix is stored relative to its extreme, which stands in a table of its own:
     gathered weights can have one scale only.
     """
 
@@ -122,10 +123,12 @@ class _ExpertMatrix:
         self._name = name
         self._weight = graph.weight(name, size, WeightKind.EXPERTS, rows)
         self._packed = packed
-        largest = _largest(rows, size)
+        largest = _extremes(rows, size, packed)
         half = outputs // 2
-        # Packed, the low half comes as b/16, and both in units of 1/7 of the column's largest value.
-        parts = {"high": (1 / 7, 0, half), "low": (16 / 7, half, outputs)} if packed else {"all": (1.0, 0, outputs)}
+        # Packed, the low half comes as b/16, and both in units of 1/7 of the column's extreme.
+        parts = {"all": (1.0, 0, outputs)}
+        if packed:
+            parts = {"high": (1 / PACKED_STEPS, 0, half), "low": (16 / PACKED_STEPS, half, outputs)}
         self._scales = {
             part: graph.weight(
                 f"{name}.{part}.scales",
@@ -140,12 +143,13 @@ class _ExpertMatrix:
         """x [1, S, K] or [k, S, K] times the k chosen matrices: [k, S, N]."""
         name = self._name
         if not self._packed:
-            return self._scaled_product(
-                graph, "all", x, graph.gather(f"{name}.chosen", self._weight, chosen, 0), chosen
-            )
+            codes = graph.fixed(graph.gather(f"{name}.chosen", self._weight, chosen, 0), -1.0, 1.0)
+            return self._scaled_product(graph, "all", x, codes, chosen)
         shape = (chosen.shape[0], x.shape[-1], self._weight.shape[-1] // 2)
         halves = tuple(Value(f"{graph.prefix}{name}.{part}", shape) for part in self._scales)
         graph.emit_packed_gather(self._weight, chosen, (halves[0], halves[1]))
+        for half, largest in zip(halves, (PACKED_STEPS, PACKED_STEPS / 16), strict=True):
+            graph.fixed(half, -largest, largest)
         products = [
             self._scaled_product(graph, part, x, half, chosen) for part, half in zip(self._scales, halves, strict=True)
         ]
@@ -179,15 +183,15 @@ def _expert(
     return w2.product(graph, gated(graph, w1.product(graph, x, chosen), w3.product(graph, x, chosen)), chosen)
 
 
-def _largest(rows: Rows, shape: tuple[int, int, int]) -> Callable[[int, int], Array]:
-    """The largest magnitude of every column of every expert, [E, 1, N]."""
+def _extremes(rows: Rows, shape: tuple[int, int, int], packed: bool) -> Callable[[int, int], Array]:
+    """What the largest code of every column of every expert stands for, [E, 1, N]."""
 
     @lru_cache(maxsize=1)
     def read(first: int, last: int) -> Array:
         experts, _, columns = shape
         found = np.empty((experts, 1, columns), np.float32)
         for expert in range(experts):
-            found[expert, 0] = np.abs(rows(expert, expert + 1)).max(axis=1)
+            found[expert, 0] = column_extremes(rows(expert, expert + 1), packed=packed)
         return found
 
     return read

@@ -36,6 +36,10 @@ class NpuOptions:
     headroom: float | None = None
     """How much wider 16-bit ranges are than what calibration saw; None: little with the caller's own texts, more with
     the text that ships with the package, which may be unlike what the model is used for."""
+    error_feedback: bool = True
+    """Weights are rounded so that errors cancel on the calibration text (GPTQ); False rounds to the nearest."""
+    threads: int | None = None
+    """None: one for each processor. The files' bytes do not depend on them."""
     replace: bool = False
     tokenizer: bool = True
     """False exports a checkpoint without tokenizer files."""

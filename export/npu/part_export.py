@@ -20,6 +20,7 @@ from .parts import NpuWeights, Part
 from .quantization import EMBEDDINGS, Quantization, Range, assign
 from .static_graph import Weight
 from .weight_codes import BLOCK_SIZE, StoredAs
+from .weight_inputs import WeightInputs
 
 EMBEDDING_FILE = "npu/embedding.bin"
 _TABLE_PIECE = 4 << 20
@@ -27,15 +28,24 @@ _TABLE_PIECE = 4 << 20
 
 
 class PartExport:
-    """Writes parts below ``npu/`` of the staging folder; ``ranges`` None: float graphs."""
+    """Writes parts below ``npu/`` of the staging folder.
+
+    ranges None: float graphs. inputs: by what rounding errors are fed back; None rounds to the nearest.
+    """
 
     def __init__(
-        self, staging: Staging, checkpoint: Checkpoint, options: NpuOptions, ranges: Mapping[str, Range] | None
+        self,
+        staging: Staging,
+        checkpoint: Checkpoint,
+        options: NpuOptions,
+        ranges: Mapping[str, Range] | None,
+        inputs: WeightInputs | None = None,
     ) -> None:
         self._staging = staging
         self._checkpoint = checkpoint
         self._options = options
         self._ranges = ranges
+        self._inputs = inputs
 
     def write(self, part: Part) -> dict[str, Any]:
         """The part's manifest entry; its files are written unless an earlier run finished them.
@@ -52,7 +62,7 @@ class PartExport:
         if self._ranges is not None:
             quantization = assign([declared.graph for declared in graphs], self._ranges, self._options.chosen_headroom)
         target = self._staging.folder / folder
-        writer = PartWriter(target, quantization, self._stored_as)
+        writer = PartWriter(target, quantization, self._stored_as, self._inputs, threads=self._options.threads)
         writer.write(graphs)
         entries = []
         for declared in graphs:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,11 +17,16 @@ import onnx_ir as ir
 from ... import __version__
 from .float_model import FloatModel
 from .float_weights import float_array, packed_half
+from .ordered_work import in_order, thread_count
 from .part_graph import Phase
 from .qdq_model import QdqModel
 from .quantization import Quantization
 from .static_graph import StaticGraph, Weight, WeightKind
 from .weight_codes import StoredAs, quantize_weight
+from .weight_inputs import WeightInputs
+
+Arrays = dict[str, npt.NDArray[np.generic]]
+"""Initializers by name."""
 
 WEIGHTS_FILE = "weights.bin"
 ALIGNMENT = 4096
@@ -57,13 +64,16 @@ class PartWriter:
         folder: Path,
         quantization: Mapping[str, Quantization] | None,
         stored_as: Callable[[Weight], StoredAs],
-        on_bytes: Callable[[int], None] = lambda count: None,
+        inputs: WeightInputs | None = None,
+        *,
+        threads: int | None = None,
     ) -> None:
-        """quantization None: float graphs."""
+        """quantization None: float graphs. The files do not depend on ``threads``."""
         self._folder = folder
         self._quantization = quantization
         self._stored_as = stored_as
-        self._on_bytes = on_bytes
+        self._inputs = inputs
+        self._threads = threads
         self._stored: dict[str, Stored] = {}
         self._inline: dict[str, npt.NDArray[np.generic]] = {}
         self.weight_bytes: dict[str, dict[str, int]] = {}
@@ -71,8 +81,20 @@ class PartWriter:
 
     def write(self, graphs: list[DeclaredGraph]) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / WEIGHTS_FILE).open("wb") as out:
-            models = {declared.file: self._model(declared.graph, out) for declared in graphs}
+        models: dict[str, ir.Model] = {}
+        weights: dict[str, Callable[[], Arrays]] = {}
+        for declared in graphs:
+            models[declared.file], added = self._lower(declared.graph)
+            weights |= added
+        # Layer by layer, as several graphs read the same tensors of the checkpoint in different forms.
+        names = sorted(weights, key=_layer)
+        with (
+            (self._folder / WEIGHTS_FILE).open("wb") as out,
+            ThreadPoolExecutor(thread_count(self._threads)) as pool,
+        ):
+            for _, arrays in in_order(pool, lambda name: weights[name](), names, ahead=thread_count(self._threads) + 1):
+                for name, array in arrays.items():
+                    self._put(name, array, out)
             out.flush()
             os.fsync(out.fileno())
         for file, model in models.items():
@@ -80,21 +102,16 @@ class PartWriter:
             model.producer_name, model.producer_version = "lfm-onnx", __version__
             ir.save(model, self._folder / file)
 
-    def _model(self, graph: StaticGraph, out: BinaryIO) -> ir.Model:
+    def _lower(self, graph: StaticGraph) -> tuple[ir.Model, dict[str, Callable[[], Arrays]]]:
+        """The model without the data of its large weights, and by name what makes their initializers."""
         if self._quantization is None:
             lowered = FloatModel(graph)
-            for name, weight in lowered.weights.items():
-                if name not in self._stored and name not in self._inline:
-                    self._put(name, packed_half(*weight) if isinstance(weight, tuple) else float_array(weight), out)
-            return lowered.model
+            return lowered.model, {name: partial(_float, name, weight) for name, weight in lowered.weights.items()}
         quantized = QdqModel(graph, self._quantization, self._stored_as)
-        for name, (weight, stored_as) in quantized.weights.items():
-            if name not in self._stored and name not in self._inline:
-                codes = quantize_weight(weight, stored_as)
-                self._put(name, codes.codes, out)
-                if weight.kind is WeightKind.LINEAR:
-                    self._put(f"{name}.scale", codes.scales, out)
-        return quantized.model
+        return quantized.model, {
+            name: partial(_codes, name, weight, stored_as, self._inputs)
+            for name, (weight, stored_as) in quantized.weights.items()
+        }
 
     def _put(self, name: str, array: npt.NDArray[np.generic], out: BinaryIO) -> None:
         if array.nbytes <= INLINE_BYTES:
@@ -104,7 +121,6 @@ class PartWriter:
         out.write(bytes(offset - out.tell()))
         out.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         self._stored[name] = Stored(offset, array.nbytes)
-        self._on_bytes(array.nbytes)
 
     def _fill(self, model: ir.Model, file: str) -> None:
         sizes: dict[str, int] = {}
@@ -130,3 +146,18 @@ class PartWriter:
             assert value.const_value is not None, name
             sizes[name] = value.const_value.nbytes
         self.weight_bytes[file] = sizes
+
+
+def _float(name: str, weight: Weight | tuple[Weight, str]) -> Arrays:
+    return {name: packed_half(*weight) if isinstance(weight, tuple) else float_array(weight)}
+
+
+def _codes(name: str, weight: Weight, stored_as: StoredAs, inputs: WeightInputs | None) -> Arrays:
+    made = quantize_weight(weight, stored_as, inputs)
+    return {name: made.codes, f"{name}.scale": made.scales} if weight.kind is WeightKind.LINEAR else {name: made.codes}
+
+
+def _layer(name: str) -> tuple[int, int]:
+    """Weights of no layer come last."""
+    first, _, rest = name.partition(".")
+    return (0, int(rest.partition(".")[0])) if first == "layers" else (1, 0)

@@ -8,13 +8,11 @@ from enum import Enum
 
 from ...config import LfmConfig
 from ...errors import InputError
+from ...npu_compile_cost import GraphToCompile, compile_memory, compile_seconds
 from .part_graph import MoeForm, Phase
 
 WEIGHT_BUDGET = 3_000_000_000
 """Bytes of weights a graph: the compiler fails somewhere above 3.5 GB."""
-
-COMPILE_MEMORY_FACTOR = 5
-"""Host memory that compiling takes, as a multiple of the weights: 5.0 measured with 1.15 GB of int4."""
 
 
 class NpuWeights(Enum):
@@ -27,9 +25,6 @@ class NpuWeights(Enum):
 
 BITS = {NpuWeights.INT8: 8.0, NpuWeights.INT4: 4.0 + 4.0 / 32, NpuWeights.FLOAT: 32.0}
 """Bits a weight as compiled; int4 with the 4-bit scale of its block."""
-
-COMPILE_SECONDS_PER_GB = {NpuWeights.INT8: 40.0, NpuWeights.INT4: 85.0, NpuWeights.FLOAT: 40.0}
-"""Measured on two desktop cores at real width; a projection for any other machine."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +39,12 @@ class Part:
     """Bytes of weights as compiled, by phase."""
     token_bytes: int = 0
     """Bytes of weights that decode reads a token: all but the experts that are not chosen."""
+    binary_bytes: int = 0
+    """Of the binary of both graphs: what they store in the same way is there once."""
     compile_seconds: float = 0.0
-    """Both graphs, as a projection."""
-
-    @property
-    def compile_memory(self) -> int:
-        """Bytes of host memory that compiling the larger graph takes, as a projection."""
-        return COMPILE_MEMORY_FACTOR * max(self.weight_bytes.values())
+    """All graphs, as a projection."""
+    compile_memory: int = 0
+    """Bytes of host memory for compiling all graphs to one binary, as a projection."""
 
 
 def plan_parts(
@@ -61,35 +55,32 @@ def plan_parts(
     memory_budget: int | None = None,
     decode: MoeForm = MoeForm.GATHERED,
     prefill: MoeForm = MoeForm.WIDE,
+    lengths: int = 1,
 ) -> list[Part]:
     """Parts of as many layers as fit, in order; the LM head goes with the last layers, or alone where it must.
 
-    weight_budget: bytes of weights in one graph; memory_budget: host memory for compiling, about five times that.
-    InputError where one layer does not fit.
+    weight_budget: bytes of weights in one graph; memory_budget: host memory for compiling a part; lengths: number of
+    context lengths, each of which has two graphs. InputError where one layer does not fit.
     """
-    budget = weight_budget if memory_budget is None else min(weight_budget, memory_budget // COMPILE_MEMORY_FACTOR)
+    in_turn = config.is_moe and prefill is not MoeForm.WIDE
+    budget = _Budget(weight_budget, memory_budget, _Compiled(weights.value, in_turn, lengths))
     sizes = [_layer_bytes(config, i, weights, prefill, decode) for i in range(config.num_hidden_layers)]
     head = math.ceil(config.hidden_size * config.vocab_size * BITS[weights] / 8)
-    for i, size in enumerate([*sizes, _Bytes(head, head, head)]):
-        if size.largest > budget:
-            what = f"layer {i}" if i < len(sizes) else "the LM head"
-            raise InputError(
-                f"{what} has {size.largest / 1e9:.2f} GB of weights, a part may have {budget / 1e9:.2f} GB; raise the "
-                "budget or choose int4 weights"
-            )
+    last = _Bytes.same(head)
+    for i, size in enumerate([*sizes, last]):
+        budget.require(size, f"layer {i}" if i < len(sizes) else "the LM head")
     parts: list[tuple[int, int, bool, _Bytes]] = []
     first, total = 0, _Bytes()
     for i, size in enumerate(sizes):
-        if i > first and (total + size).largest > budget:
+        if i > first and not budget.holds(total + size):
             parts.append((first, i, False, total))
             first, total = i, _Bytes()
         total += size
-    last = _Bytes(head, head, head)
-    if (total + last).largest <= budget:
+    if budget.holds(total + last):
         parts.append((first, len(sizes), True, total + last))
     else:
         parts += [(first, len(sizes), False, total), (len(sizes), len(sizes), True, last)]
-    return [_part(index, *part, weights) for index, part in enumerate(parts)]
+    return [_part(index, *part, budget.compiled) for index, part in enumerate(parts)]
 
 
 @dataclass(frozen=True)
@@ -97,16 +88,61 @@ class _Bytes:
     prefill: int = 0
     decode: int = 0
     token: int = 0
+    binary: int = 0
+    """One copy of what both graphs store in the same way."""
+
+    @classmethod
+    def same(cls, size: int) -> _Bytes:
+        """Weights that both graphs read in full."""
+        return cls(size, size, size, size)
 
     def __add__(self, other: _Bytes) -> _Bytes:
-        return _Bytes(self.prefill + other.prefill, self.decode + other.decode, self.token + other.token)
+        return _Bytes(
+            self.prefill + other.prefill,
+            self.decode + other.decode,
+            self.token + other.token,
+            self.binary + other.binary,
+        )
 
-    @property
-    def largest(self) -> int:
-        return max(self.prefill, self.decode)
+
+@dataclass(frozen=True)
+class _Compiled:
+    """What part sizes are compiled as: graphs of both phases for ``lengths`` context lengths."""
+
+    weights: str
+    in_turn: bool
+    lengths: int
+
+    def graphs(self, size: _Bytes) -> list[GraphToCompile]:
+        prefill = GraphToCompile(size.prefill, self.weights, self.in_turn)
+        return [prefill, GraphToCompile(size.decode, self.weights)] * self.lengths
 
 
-def _part(index: int, first: int, last: int, head: bool, size: _Bytes, weights: NpuWeights) -> Part:
+@dataclass(frozen=True)
+class _Budget:
+    weights: int
+    memory: int | None
+    compiled: _Compiled
+
+    def holds(self, size: _Bytes) -> bool:
+        return max(size.prefill, size.decode) <= self.weights and (
+            self.memory is None or compile_memory(self.compiled.graphs(size)) <= self.memory
+        )
+
+    def require(self, size: _Bytes, what: str) -> None:
+        """InputError where a part of nothing but ``what`` would be too large."""
+        if self.holds(size):
+            return
+        largest, memory = max(size.prefill, size.decode), compile_memory(self.compiled.graphs(size))
+        if largest > self.weights:
+            found = f"{what} has {largest / 1e9:.2f} GB of weights, a part may have {self.weights / 1e9:.2f} GB"
+        else:
+            found = f"compiling {what} takes about {memory / 1e9:.2f} GB of memory, more than the budget"
+        raise InputError(f"{found}; raise the budget or choose int4 weights")
+
+
+def _part(index: int, first: int, last: int, head: bool, size: _Bytes, compiled: _Compiled) -> Part:
+    graphs = compiled.graphs(size)
     return Part(
         index,
         first,
@@ -114,7 +150,9 @@ def _part(index: int, first: int, last: int, head: bool, size: _Bytes, weights: 
         head,
         {Phase.PREFILL.value: size.prefill, Phase.DECODE.value: size.decode},
         size.token,
-        round((size.prefill + size.decode) / 1e9 * COMPILE_SECONDS_PER_GB[weights], 1),
+        size.binary,
+        round(compile_seconds(graphs), 1),
+        compile_memory(graphs),
     )
 
 
@@ -126,7 +164,7 @@ def _layer_bytes(config: LfmConfig, layer: int, weights: NpuWeights, prefill: Mo
         elements = hidden * (2 * config.q_dim + 2 * config.kv_dim)
     if not config.is_moe_layer(layer):
         size = math.ceil((elements + 3 * hidden * config.ff_dim) * BITS[weights] / 8)
-        return _Bytes(size, size, size)
+        return _Bytes.same(size)
     common = math.ceil(elements * BITS[weights] / 8) + 2 * hidden * config.num_experts
     expert = 3 * hidden * config.moe_intermediate_size
     sizes = {MoeForm.WIDE: BITS[weights], MoeForm.GATHERED: 8.0, MoeForm.PACKED: 4.0}
@@ -134,8 +172,10 @@ def _layer_bytes(config: LfmConfig, layer: int, weights: NpuWeights, prefill: Mo
         sizes = dict.fromkeys(sizes, BITS[weights])
     in_prefill, in_decode = (math.ceil(expert * sizes[form] / 8) for form in (prefill, decode))
     read = config.num_experts if decode is MoeForm.WIDE else config.num_experts_per_tok
+    copies = in_decode if prefill is decode else in_prefill + in_decode
     return _Bytes(
         common + config.num_experts * in_prefill,
         common + config.num_experts * in_decode,
         common + read * in_decode,
+        common + config.num_experts * copies,
     )

@@ -115,6 +115,20 @@ class StaticGraph:
     def output(self, name: str, value: Value, role: str, *, layer: int | None = None) -> None:
         self.outputs.append(Port(name, value, role, layer))
 
+    def ending_at(self, names: Sequence[str]) -> StaticGraph:
+        """The graph that makes the values ``names``, which are its outputs, and the states on the way; nothing else."""
+        made = {value.name: value for node in self.nodes for value in node.outputs}
+        states = [port for port in self.outputs if port.layer is not None]
+        outputs = [*states, *(Port(name, made[name], "inside") for name in names)]
+        needed = {port.value.name for port in outputs}
+        nodes = []
+        for node in reversed(self.nodes):
+            if needed & {value.name for value in node.outputs}:
+                nodes.append(node)
+                needed |= {value.name for value in node.inputs}
+        inputs = [port for port in self.inputs if port.value.name in needed]
+        return replace(self, inputs=inputs, outputs=outputs, nodes=nodes[::-1])
+
     def weight(self, name: str, shape: Sequence[int], kind: WeightKind, rows: Callable[[int, int], Array]) -> Value:
         value = Value(self.prefix + name, tuple(shape))
         self.weights[value.name] = Weight(value, kind, rows)

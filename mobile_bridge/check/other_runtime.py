@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ from ...checkpoint import Checkpoint
 from ...runtime.parity.identity import require_same_config
 from ...runtime.parity.metrics import LogitComparison, LogitMetrics
 from ...runtime.parity.report import Thresholds
-from .result import Requirement
+from .result import CheckReport, GraphCheck, Requirement
 from .worker_process import CheckError, run_worker
 
 _WORKER_FILE = Path(__file__).with_name("session_worker.py")
 _PROMPT_LENGTHS = (1, 7, 33, 64)
 _NEXT_TOKENS = 8
+_RUNS = "the model loads and runs"
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,45 @@ def parity_requirements(artifact: Artifact, metrics: LogitMetrics, against_file:
         detail = f"{metrics.top1:.1%}, at least {limits.min_top1:.0%}"
         found.append(Requirement("likeliest tokens agree", metrics.top1 >= limits.min_top1, detail))
     return found
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """A check that runs an artifact on another runtime: what its report says whether or not that goes well."""
+
+    target: str
+    artifact: Artifact
+    environment: dict[str, str]
+
+    def failed(self, reason: str, notes: Sequence[str]) -> CheckReport:
+        """The model does not load or run there."""
+        missed = Requirement(_RUNS, False, reason)
+        where = {**self.environment, "variant": self.artifact.variant}
+        return CheckReport(self.target, str(self.artifact.folder), where, (), (missed,), tuple(notes))
+
+    def compared(
+        self,
+        what: list[dict[str, list[int]]],
+        run: OtherRun,
+        reference: str | None,
+        progress: Callable[[str], None],
+        *,
+        requirements: Sequence[Requirement] = (),
+        graphs: Sequence[GraphCheck] = (),
+        notes: Sequence[str] = (),
+    ) -> CheckReport:
+        """It ran ``what``: its logits against those of the checkpoint ``reference`` or, None, of this onnxruntime."""
+        metrics, against = compare_logits(self.artifact, what, run.logits, reference, progress)
+        loaded = Requirement(_RUNS, True, f"{run.result['load_s']:.2f} s to load")
+        return CheckReport(
+            target=self.target,
+            artifact=str(self.artifact.folder),
+            environment={**self.environment, "compared": f"{self.artifact.variant} with {against}"},
+            graphs=tuple(graphs),
+            requirements=(loaded, *requirements, *parity_requirements(self.artifact, metrics, reference is None)),
+            notes=tuple(notes),
+            figures=figures(metrics, run),
+        )
 
 
 def figures(metrics: LogitMetrics, run: OtherRun) -> dict[str, float]:

@@ -7,15 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...artifact import Artifact
-from .other_runtime import (
-    OtherRun,
-    WorkerFailed,
-    compare_logits,
-    figures,
-    parity_requirements,
-    run_elsewhere,
-    sequences,
-)
+from .other_runtime import Elsewhere, OtherRun, WorkerFailed, run_elsewhere, sequences
 from .result import CheckReport, Requirement
 from .worker_process import CheckError
 
@@ -44,31 +36,15 @@ def check_windows_ml(
         "that the runtime it carries loads the model and computes it right on the CPU.",
         "Custom-op libraries run on the CPU provider alone; without them the functions inside the model run.",
     ]
-    environment = {"compared": f"{artifact.variant}"}
+    check = Elsewhere("windows-ml", artifact, {})
     try:
         run = run_elsewhere(artifact, what, "cpu", interpreter)
     except WorkerFailed as error:
         if error.kind == "missing":
             raise CheckError(f"{interpreter or sys.executable}: {error}; {_HOW}") from error
-        requirements = (Requirement("the model loads and runs", False, str(error)),)
-        return CheckReport("windows-ml", str(artifact.folder), environment, (), requirements, tuple(notes))
-    metrics, against = compare_logits(artifact, what, run.logits, reference, progress)
-    return CheckReport(
-        target="windows-ml",
-        artifact=str(artifact.folder),
-        environment={
-            "runtime": f"onnxruntime {run.result['onnxruntime']}, Python {run.result['python']}",
-            "compared": f"{artifact.variant} with {against}",
-        },
-        graphs=(),
-        requirements=(
-            _version_requirement(run),
-            Requirement("the model loads and runs", True, f"{run.result['load_s']:.2f} s to load"),
-            *parity_requirements(artifact, metrics, reference is None),
-        ),
-        notes=tuple(notes),
-        figures=figures(metrics, run),
-    )
+        return check.failed(str(error), notes)
+    check.environment["runtime"] = f"onnxruntime {run.result['onnxruntime']}, Python {run.result['python']}"
+    return check.compared(what, run, reference, progress, requirements=[_version_requirement(run)], notes=notes)
 
 
 def _version_requirement(run: OtherRun) -> Requirement:

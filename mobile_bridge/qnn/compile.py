@@ -16,10 +16,11 @@ from ...artifact import Artifact
 from ...errors import ArtifactError, InputError, LfmOnnxError, OutputError
 from ...npu_chips import Chip
 from ...npu_chips import chip as chip_named
+from ...npu_compile_cost import LARGEST_GRAPH_BYTES
 from ...runtime.npu.compiled import COMPILED, PartRecord, part_folder, source_digest
 from ...runtime.npu.manifest import NpuManifest, Part
 from ...runtime.npu.provider import COMPILE_OPTIONS, versions
-from .compile_plan import LARGEST_GRAPH, PlannedPart, available_memory_bytes, plan_compile
+from .compile_plan import PlannedPart, available_memory_bytes, plan_compile
 
 _WORKER = "lfm_onnx.mobile_bridge.qnn.compile_worker"
 _LOG_TAIL = 12
@@ -85,10 +86,10 @@ def compile_export(
 def _check_memory(todo: Sequence[PlannedPart], limit: int | None) -> None:
     available = limit if limit is not None else available_memory_bytes()
     for item in todo:
-        if item.weight_bytes > LARGEST_GRAPH:
+        if item.weight_bytes > LARGEST_GRAPH_BYTES:
             raise InputError(
                 f"{item.part} has {item.weight_bytes / 1e9:.1f} GB of weights, one context takes at most "
-                f"{LARGEST_GRAPH / 1e9:.1f} GB: export with a smaller --weight-budget"
+                f"{LARGEST_GRAPH_BYTES / 1e9:.1f} GB: export with a smaller --weight-budget"
             )
         if available is not None and item.expected_memory_bytes > available:
             raise InputError(

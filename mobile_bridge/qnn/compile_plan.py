@@ -10,18 +10,10 @@ from typing import Any
 from ...artifact import Artifact
 from ...errors import InputError
 from ...npu_chips import Chip
+from ...npu_compile_cost import GraphToCompile, compile_memory, compile_seconds
 from ...runtime.npu.compiled import BUILDS, PartRecord, part_folder, source_digest
 from ...runtime.npu.manifest import NpuManifest, Part
 from ...runtime.npu.provider import Versions
-
-# Measured at hidden size 2048 on two cores: memory while compiling is 4.5 to 5 times a graph's weights (one graph at
-# a time), and 20 to 30 MB of int8 weights take a second (MoE layers the longest).
-MEMORY_PER_WEIGHT_BYTE = 5.0
-_BASE_MEMORY = 100e6
-_BYTES_PER_SECOND = 20e6
-_BASE_SECONDS = 2.0
-# One graph's weights; above it the compiler fails with code 1002.
-LARGEST_GRAPH = 3_500_000_000
 
 
 @dataclass(frozen=True)
@@ -57,7 +49,10 @@ def plan_compile(
     if unknown:
         raise InputError(f"unknown build {unknown[0]!r}: expected {' or '.join(BUILDS)}")
     return [
-        _planned(artifact, part, chip, build, here) for chip in chips for build in builds for part in manifest.parts
+        _planned(artifact, part, manifest.precision.get("weights", ""), chip, build, here)
+        for chip in chips
+        for build in builds
+        for part in manifest.parts
     ]
 
 
@@ -71,9 +66,14 @@ def available_memory_bytes() -> int | None:
     return int(value[0]) * 1024 if value else None
 
 
-def _planned(artifact: Artifact, part: Part, chip: Chip, build: str, here: Versions | None) -> PlannedPart:
-    # As compiled: the file holds what both graphs read, and scales and zero points in wider types.
-    weights = part.largest_graph_bytes
+def _planned(
+    artifact: Artifact, part: Part, weights: str, chip: Chip, build: str, here: Versions | None
+) -> PlannedPart:
+    by_phase = part.compiled_bytes or part.weight_bytes
+    costs = [
+        GraphToCompile(by_phase[graph.phase], weights, any(value.role == "expert_index" for value in graph.inputs))
+        for graph in part.graphs
+    ]
     return PlannedPart(
         part=part.name,
         soc=chip.name,
@@ -81,9 +81,9 @@ def _planned(artifact: Artifact, part: Part, chip: Chip, build: str, here: Versi
         layers=(part.first_layer, part.last_layer),
         head=part.head,
         graphs=tuple(graph.file for graph in part.graphs),
-        weight_bytes=weights,
-        expected_memory_bytes=round(_BASE_MEMORY + MEMORY_PER_WEIGHT_BYTE * weights),
-        expected_seconds=round(len(part.graphs) * (_BASE_SECONDS + weights / _BYTES_PER_SECOND), 1),
+        weight_bytes=part.largest_graph_bytes,
+        expected_memory_bytes=compile_memory(costs, shared=build == "device"),
+        expected_seconds=round(compile_seconds(costs), 1),
         done=_done(artifact, part, chip, build, here),
     )
 

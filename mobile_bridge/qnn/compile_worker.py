@@ -36,7 +36,7 @@ def compile_graphs(request: dict[str, Any]) -> dict[str, Any]:
             config["ep.share_ep_contexts"] = "1"
             if at == last:
                 config["ep.stop_share_ep_contexts"] = "1"
-        started = time.perf_counter()
+        started, worked = time.perf_counter(), time.process_time()
         session = open_session(
             Path(graph), provider_options=request["provider_options"], config=config, log_severity=_LOG_WARNINGS
         )
@@ -44,7 +44,11 @@ def compile_graphs(request: dict[str, Any]) -> dict[str, Any]:
             sessions.append(session)
         del session
         seconds.append(time.perf_counter() - started)
-        print(f"compiled {name} in {seconds[-1]:.1f} s", flush=True)
+        print(
+            f"compiled {name} in {seconds[-1]:.1f} s, {time.process_time() - worked:.1f} s of processor time, at most "
+            f"{peak_rss_bytes() / 1e9:.2f} GB of memory",
+            flush=True,
+        )
     return {"seconds": seconds}
 
 

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...artifact import Artifact
-from ...errors import InputError
 from ...tokenizer import ChatTokenizer
 from ..parity import checks
 from ..parity.compare import ParityOptions, open_reference
 from ..parity.identity import end_token_ids, identity, require_same_config
 from ..parity.layers import layer_error
 from ..parity.metrics import Deviation, LogitComparison, LogitMetrics
-from ..parity.prompts import Chunk, chunks_of, default_prompts, random_chunks, read_prompts, task_prompts
+from ..parity.prompts import chunks_to_compare
 from ..parity.report import Check, GreedyAgreement, LayerError, ParityReport, TaskAccuracy, Thresholds
 from ..parity.tasks import Task, answer_tasks, read_tasks
 from .backends import CpuBackend, open_backend
@@ -83,7 +82,10 @@ class _NpuComparison:
         has_tokenizer = (artifact.folder / "tokenizer.json").is_file()
         needed = options.prompts is not None or self.tasks
         self.tokenizer = ChatTokenizer.load(artifact.folder) if needed or has_tokenizer else None
-        self.chunks = self._chunks()
+        longest = self.manifest.context_lengths[-1]
+        self.chunks = chunks_to_compare(
+            options, self.tasks, self.tokenizer, artifact.config.vocab_size, longest, progress
+        )
         progress(f"loading {len(self.manifest.parts)} parts")
         backend = open_backend(npu.backend, artifact, self.manifest, soc=npu.soc, threads=options.threads)
         self.device = NpuRunner(self.manifest, backend)
@@ -133,23 +135,6 @@ class _NpuComparison:
             reference_tasks=reference_tasks,
             seconds=time.monotonic() - self.started,
         )
-
-    def _chunks(self) -> list[Chunk]:
-        options = self.options
-        limit = min(options.chunk_tokens, self.manifest.context_lengths[-1] - options.greedy_tokens)
-        if limit < 1 or options.tokens < 1:
-            raise InputError(f"nothing to compare: {options.tokens} tokens, {limit} of them in one chunk")
-        if options.token_ids is not None:
-            return [Chunk(f"ids {number}", list(ids)) for number, ids in enumerate(options.token_ids, 1)]
-        if self.tokenizer is None:
-            return random_chunks(self.artifact.config.vocab_size, tokens=options.tokens, chunk_tokens=limit)
-        if options.prompts is not None:
-            prompts = read_prompts(options.prompts, options.tokens)
-        elif self.tasks:
-            prompts = task_prompts(self.tasks)
-        else:
-            prompts = default_prompts(chats=self.tokenizer.has_template)
-        return chunks_of(prompts, self.tokenizer, tokens=options.tokens, chunk_tokens=limit)
 
     def _checks(self, metrics: LogitMetrics, cpu: LogitMetrics | None) -> list[Check]:
         limits = self.thresholds

@@ -90,9 +90,10 @@ class NpuSession:
                 )
             call = self._calls[key]
             call.run(state, ids)
-            rows.append(call.logits()[0, : len(ids)])
+            # Copies: of float graphs these are the buffers themselves, which the next chunk overwrites.
+            rows.append(call.logits()[0, : len(ids)].copy())
             for layer, values in call.hidden_states().items():
-                hidden[layer].append(values[: len(ids)])
+                hidden[layer].append(values[: len(ids)].copy())
             call.commit(state, len(ids))
         return np.concatenate(rows), {layer: np.concatenate(found) for layer, found in hidden.items()}
 

@@ -15,7 +15,7 @@ from .identity import end_token_ids, identity, require_same_config
 from .layers import compare_layers
 from .metrics import Deviation, LogitComparison, LogitMetrics
 from .onnx_runner import OnnxRunner, resolve_provider
-from .prompts import Chunk, chunks_of, default_prompts, random_chunks, read_prompts, task_prompts
+from .prompts import chunks_to_compare
 from .report import Check, GreedyAgreement, LayerError, ParityReport, TaskAccuracy, Thresholds
 from .tasks import Task, answer_tasks, read_tasks
 
@@ -83,7 +83,9 @@ class _Comparison:
         self.eos = end_token_ids(artifact)
         self.tasks = read_tasks(options.tasks) if options.tasks is not None else []
         self.tokenizer = self._tokenizer()
-        self.chunks = self._chunks()
+        self.chunks = chunks_to_compare(
+            options, self.tasks, self.tokenizer, artifact.config.vocab_size, artifact.context_length, progress
+        )
         progress(f"loading {artifact.model_path.name}")
         self.runner = OnnxRunner(artifact, provider=options.provider, threads=options.threads, native=options.native)
         progress(f"loading the {options.backend} reference")
@@ -119,30 +121,6 @@ class _Comparison:
         if needed or (self.artifact.folder / "tokenizer.json").is_file():
             return ChatTokenizer.load(self.artifact.folder)
         return None
-
-    def _chunks(self) -> list[Chunk]:
-        options = self.options
-        limit = min(options.chunk_tokens, self.artifact.context_length - options.greedy_tokens)
-        if limit < 1 or options.tokens < 1:
-            raise InputError(f"nothing to compare: {options.tokens} tokens, {limit} of them in one chunk")
-        if options.token_ids is not None:
-            longest = max(map(len, options.token_ids), default=0)
-            if not options.token_ids or longest + options.greedy_tokens > self.artifact.context_length:
-                raise InputError(
-                    f"expected 1 or more chunks that leave {options.greedy_tokens} tokens of the context "
-                    f"({self.artifact.context_length}), found {len(options.token_ids)} of up to {longest} tokens"
-                )
-            return [Chunk(f"ids {number}", list(ids)) for number, ids in enumerate(options.token_ids, 1)]
-        if self.tokenizer is None:
-            self.progress("no tokenizer in the artifact: comparing on random token ids")
-            return random_chunks(self.artifact.config.vocab_size, tokens=options.tokens, chunk_tokens=limit)
-        if options.prompts is not None:
-            prompts = read_prompts(options.prompts, options.tokens)
-        elif self.tasks:
-            prompts = task_prompts(self.tasks)
-        else:
-            prompts = default_prompts(chats=self.tokenizer.has_template)
-        return chunks_of(prompts, self.tokenizer, tokens=options.tokens, chunk_tokens=limit)
 
     def _logits(self) -> LogitComparison:
         comparison = LogitComparison()

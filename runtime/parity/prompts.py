@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from ...errors import InputError
 from ...tokenizer import ChatTokenizer
 from .default_prompts import CHATS, TEXTS
 from .tasks import Task, objects, read_json_lines
+
+if TYPE_CHECKING:
+    from .compare import ParityOptions
 
 # No tokenizer in use makes more characters into one token than this, in running text.
 _CHARACTERS_PER_TOKEN = 32
@@ -36,6 +39,41 @@ class Chunk:
 
     label: str
     ids: list[int]
+
+
+def chunks_to_compare(
+    options: ParityOptions,
+    tasks: Sequence[Task],
+    tokenizer: ChatTokenizer | None,
+    vocab_size: int,
+    context_length: int,
+    progress: Callable[[str], None],
+) -> list[Chunk]:
+    """What ``options`` ask for: token ids, random ones without a tokenizer, prompts from a file, of the tasks, or ours.
+
+    InputError where that is nothing, or where a greedy continuation would not fit behind it into ``context_length``.
+    """
+    limit = min(options.chunk_tokens, context_length - options.greedy_tokens)
+    if limit < 1 or options.tokens < 1:
+        raise InputError(f"nothing to compare: {options.tokens} tokens, {limit} of them in one chunk")
+    if options.token_ids is not None:
+        longest = max(map(len, options.token_ids), default=0)
+        if not options.token_ids or longest + options.greedy_tokens > context_length:
+            raise InputError(
+                f"expected 1 or more chunks that leave {options.greedy_tokens} tokens of the context "
+                f"({context_length}), found {len(options.token_ids)} of up to {longest} tokens"
+            )
+        return [Chunk(f"ids {number}", list(ids)) for number, ids in enumerate(options.token_ids, 1)]
+    if tokenizer is None:
+        progress("no tokenizer in the artifact: comparing on random token ids")
+        return random_chunks(vocab_size, tokens=options.tokens, chunk_tokens=limit)
+    if options.prompts is not None:
+        prompts = read_prompts(options.prompts, options.tokens)
+    elif tasks:
+        prompts = task_prompts(tasks)
+    else:
+        prompts = default_prompts(chats=tokenizer.has_template)
+    return chunks_of(prompts, tokenizer, tokens=options.tokens, chunk_tokens=limit)
 
 
 def default_prompts(*, chats: bool) -> list[Prompt]:
