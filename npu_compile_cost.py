@@ -12,7 +12,7 @@ LARGEST_GRAPH_BYTES = 3_500_000_000
 _BASE_MEMORY = 300_000_000
 _MEMORY_PER_BYTE = 5.5
 _BASE_SECONDS = 2.0
-_SECONDS_PER_GB = {"int8": 40.0, "int4": 85.0, "float": 40.0}
+_SECONDS_PER_GB = {"int8": 40.0, "int4": 110.0, "float": 40.0}
 _IN_TURN = 4.0
 """Prefill that takes expert after expert has many more operators."""
 
