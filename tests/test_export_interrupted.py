@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="uses POSIX sign
 # Runs the command line in a fork of itself per line of stdin: no test waits for Python and its imports more than once.
 # Weights go to several small files; "pause" is how long each chunk of them takes, in seconds.
 EXPORTS = """
-import json, os, sys, time
+import json, os, signal, sys, time
 from lfm_onnx.cli import main
 from lfm_onnx import export_command
 from lfm_onnx.export import data_files, exporter
@@ -44,6 +44,7 @@ def slowly(file):
         yield chunk
 
 data_files._file_chunks = slowly
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in a shell's background is started without
 for line in sys.stdin:
     request = json.loads(line)
     child = os.fork()
