@@ -7,7 +7,7 @@ OLDEST_VERSION := 1.24.4
 OLDEST := .onnxruntime-$(OLDEST_VERSION)
 QNN_VERSION := 2.7.0
 QNN := .onnxruntime-qnn-$(QNN_VERSION)
-NPU_TESTS := $(wildcard tests/test_npu_*.py tests/test_qnn_*.py) tests/test_check_targets.py
+NPU_TESTS := tests/export/npu tests/runtime/npu tests/mobile_bridge tests/hardware tests/cli/test_npu_command.py
 BIN = bin
 # Torch is installed before the rest so that its CPU build is the one that the other packages find.
 TORCH := torch==2.13.0
@@ -28,9 +28,9 @@ test-oldest-runtime: $(TEST_VENV)/installed $(OLDEST)/onnxruntime/__init__.py
 	PYTHONPATH=$(OLDEST) $(TEST_VENV)/$(BIN)/python -c \
 		"import onnxruntime as ort; assert ort.__version__ == '$(OLDEST_VERSION)', ort.__version__"
 	PYTHONPATH=$(OLDEST) $(TEST_VENV)/$(BIN)/python -m pytest -q -n 2 --dist loadscope \
-		tests/test_native_ops.py tests/test_native_moe.py tests/test_native_attention.py tests/test_native_library.py \
-		tests/test_quantized_ops.py \
-		tests/test_custom_ops.py tests/test_export_quantized.py
+		tests/runtime/native/test_native_ops.py tests/runtime/native/test_native_moe.py \
+		tests/runtime/native/test_native_attention.py tests/runtime/native/test_native_library.py \
+		tests/export/test_quantized_ops.py tests/export/test_custom_ops.py tests/export/test_export_quantized.py
 
 # What is compiled for Qualcomm's NPU, on the compiler and the emulator that the package of its provider holds. It lies
 # beside the environment: `make test` is the same with and without it.
@@ -47,14 +47,14 @@ test-npu-long: $(TEST_VENV)/installed $(QNN)/onnxruntime_qnn/__init__.py
 # of disk. CHECKPOINT=folder takes real weights instead of random ones.
 npu-full-model: $(TEST_VENV)/installed $(QNN)/onnxruntime_qnn/__init__.py
 	CHECKPOINT="$(CHECKPOINT)" FOLDER="$(or $(FOLDER),build/npu-full-model)" PYTHONPATH=$(CURDIR)/$(QNN) \
-		$(TEST_VENV)/$(BIN)/python -m pytest -q -s -x -m full_model tests/test_npu_full_model.py
+		$(TEST_VENV)/$(BIN)/python -m pytest -q -s -x -m full_model tests/export/npu/test_npu_full_model.py
 
 # The native library on other machines: under qemu and under wine. As root they install what is missing.
 test-arm64: $(TEST_VENV)/installed
-	PYTHON=$(TEST_VENV)/$(BIN)/python tests/native_targets/arm64.sh
+	PYTHON=$(TEST_VENV)/$(BIN)/python tests/runtime/native/targets/arm64.sh
 
 test-windows: $(TEST_VENV)/installed
-	PYTHON=$(TEST_VENV)/$(BIN)/python tests/native_targets/windows.sh
+	PYTHON=$(TEST_VENV)/$(BIN)/python tests/runtime/native/targets/windows.sh
 
 lint: $(TEST_VENV)/installed
 	$(TEST_VENV)/$(BIN)/ruff check .

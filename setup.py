@@ -42,12 +42,18 @@ def isa_sources() -> dict[str, tuple[str, list[str]]]:
     return {name: (target, flags) for name, target, *flags in fields}
 
 
+def _listed(source: Path) -> str:
+    """A source's name in isa_sources.txt."""
+    compute = NATIVE / "compute"
+    return source.relative_to(compute).as_posix() if source.is_relative_to(compute) else source.name
+
+
 def sources() -> list[Path]:
     """Every file that the library is made of on this machine."""
     isa = isa_sources()
-    compute = sorted((NATIVE / "compute").glob("*.cc"))
+    compute = sorted((NATIVE / "compute").rglob("*.cc"))
     wanted = [
-        path for path in compute if path.name not in TEST_ONLY and isa.get(path.name, (machine(),))[0] == machine()
+        path for path in compute if path.name not in TEST_ONLY and isa.get(_listed(path), (machine(),))[0] == machine()
     ]
     return sorted(NATIVE.glob("*.cc")) + wanted
 
@@ -81,11 +87,13 @@ class BuildNative(build_ext):
         if not msvc:
             common = ["-std=c++17", "-O3", "-fvisibility=hidden", "-fvisibility-inlines-hidden"]
             common += ["-ffp-contract=off", "-g0"]
-        macros = [(f"LFM_HAVE_{Path(name).stem.upper()}", "1") for name in isa if name in {p.name for p in sources()}]
+        macros = [
+            (f"LFM_HAVE_{Path(name).stem.upper()}", "1") for name in isa if name in {_listed(p) for p in sources()}
+        ]
         macros.append(("LFM_OPS_VERSION", f'"{version()}"'))
 
         def compile_one(source: Path) -> list[str]:
-            flags = [] if msvc else isa.get(source.name, ("", []))[1]
+            flags = [] if msvc else isa.get(_listed(source), ("", []))[1]
             return self.compiler.compile(
                 [str(source)],
                 output_dir=self.build_temp,
@@ -116,7 +124,8 @@ class WheelOfAnyPython(bdist_wheel):
 
 EXTENSION = "lfm_onnx.runtime.native.lfm_ops"
 # Headers, and what the CMake build needs: a source distribution carries them all.
-others = [str(path) for pattern in ("*.[ht]*", "*/*.[hct]*") for path in sorted(NATIVE.glob(pattern)) if path.is_file()]
+HEADERS = ("*.[ht]*", "*/*.[hct]*", "*/*/*.[hct]*")
+others = [str(path) for pattern in HEADERS for path in sorted(NATIVE.glob(pattern)) if path.is_file()]
 extension = Extension(EXTENSION, [str(path) for path in sources()], depends=others, language="c++")
 
 setup(

@@ -9,8 +9,8 @@ from typing import Any
 
 import gguf
 import numpy as np
-from lfm_onnx.checkpoint import Checkpoint
-from lfm_onnx.config import LfmConfig
+from lfm_onnx.checkpoint.checkpoint import Checkpoint
+from lfm_onnx.checkpoint.config import LfmConfig
 
 # Canonical names inside a layer, and what they are called in a GGUF file.
 _LAYER_TENSORS = {
@@ -122,7 +122,7 @@ def _add_hyperparameters(writer: gguf.GGUFWriter, config: LfmConfig) -> None:
 
 
 def _tensors(config: LfmConfig) -> Iterator[_Tensor]:
-    from lfm_onnx.expected_tensors import expected_tensors
+    from lfm_onnx.checkpoint.expected_tensors import expected_tensors
 
     for name, _ in expected_tensors(config):
         if name in _MODEL_TENSORS:

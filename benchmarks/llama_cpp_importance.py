@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from lfm_onnx.checkpoint import Checkpoint
+from lfm_onnx.checkpoint.checkpoint import Checkpoint
 from lfm_onnx.quantize.layer_inputs import LayerInputs
 from lfm_onnx.quantize.tensor_groups import tensor_groups
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from lfm_onnx.config import LfmConfig
+from lfm_onnx.checkpoint.config import LfmConfig
+from lfm_onnx.hardware.chips import CHIPS, chip
 from lfm_onnx.mobile_bridge.projection import PLANS, PUBLISHED, assumptions, projections, speed_of
-from lfm_onnx.npu_chips import CHIPS, chip
 from rich.console import Console
 from rich.table import Table
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import click
 import numpy as np
-from lfm_onnx.checkpoint import Checkpoint
+from lfm_onnx.checkpoint.checkpoint import Checkpoint
 from lfm_onnx.errors import LfmOnnxError
-from lfm_onnx.runtime.bench import random_ids, repeated_runs, statistics
-from lfm_onnx.runtime.bench_process import BenchWorker
-from lfm_onnx.runtime.memory_bandwidth import MemoryBandwidth, physical_cores
+from lfm_onnx.hardware.memory_bandwidth import MemoryBandwidth, physical_cores
+from lfm_onnx.runtime.bench.bench import random_ids, repeated_runs, statistics
+from lfm_onnx.runtime.bench.process import BenchWorker
 from lfm_onnx.runtime.parity.metrics import row_metrics
 from peers_list import PEERS, Peer, Prepared
 from peers_report import Measured, machine, plot, print_report
@@ -141,7 +141,7 @@ def _measure(
 
 def _reference_logits(source: Checkpoint, work: Path) -> list[np.ndarray]:
     """Float32 logits of the reference on the prompts of the comparison; computed once per checkpoint."""
-    from lfm_onnx.reference import Reference
+    from lfm_onnx.reference.model import Reference
 
     path = work / f"reference-{source.fingerprint()[:16]}.npy"
     if not path.exists():

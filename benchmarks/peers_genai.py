@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lfm_onnx.config import LfmConfig
+from lfm_onnx.checkpoint.config import LfmConfig
 
 INSTALL = "pip install onnxruntime-genai torch transformers"
 _BUILDER_OPTIONS = ("block_size=32", "qmoe_block_size=32")
@@ -110,6 +110,6 @@ class GenaiEngine:
 
 if __name__ == "__main__":
     import onnxruntime_genai  # noqa: F401  (its import is no part of loading a model)
-    from lfm_onnx.runtime.bench_worker import serve
+    from lfm_onnx.runtime.bench.worker import serve
 
     serve(GenaiEngine)

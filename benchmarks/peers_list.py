@@ -10,7 +10,7 @@ from typing import Any
 
 import peers_genai
 import peers_llama_cpp
-from lfm_onnx.checkpoint import Checkpoint
+from lfm_onnx.checkpoint.checkpoint import Checkpoint
 from lfm_onnx.runtime.native_library import native_status
 
 _HERE = Path(__file__).parent
@@ -38,8 +38,8 @@ class Peer:
 
 
 def _prepare_ours(checkpoint: Checkpoint, work: Path, threads: int) -> Prepared:
+    from lfm_onnx.artifact.precision import PRECISIONS
     from lfm_onnx.export import ExportOptions, export_checkpoint
-    from lfm_onnx.quantize.precision import PRECISIONS
     from lfm_onnx.runtime.inspection import inspect_artifact
 
     folder = work / "lfm-onnx-q4"
@@ -88,7 +88,7 @@ def _llama_cpp_missing() -> str | None:
     return None if peers_llama_cpp.installed() else peers_llama_cpp.INSTALL
 
 
-_OURS = (sys.executable, "-m", "lfm_onnx.runtime.bench_worker")
+_OURS = (sys.executable, "-m", "lfm_onnx.runtime.bench.worker")
 _GENAI = (sys.executable, str(_HERE / "peers_genai.py"))
 _LLAMA_CPP = (sys.executable, str(_HERE / "peers_llama_cpp.py"))
 _NATIVE = native_status()

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
-from lfm_onnx.config import LfmConfig
+from lfm_onnx.artifact.formats import BlockFormat
+from lfm_onnx.checkpoint.config import LfmConfig
 from lfm_onnx.mobile_bridge.projection import touched_bytes
-from lfm_onnx.quantize.formats import BlockFormat
 from rich.console import Console
 from rich.table import Table
 
@@ -25,7 +25,7 @@ _COMPUTE = Path(__file__).parent.parent / "runtime" / "native" / "compute"
 # The kernel of decoding at int4, block 32, float16 scales, symmetric, in one function with everything inlined.
 _FUNCTION = "decode_int4"
 _SOURCE = f"""
-#include "kernels_neon_dotprod.cc"
+#include "arm/kernels_neon_dotprod.cc"
 using namespace lfm;
 extern "C" __attribute__((used, flatten)) void {_FUNCTION}(
     const WeightRows& weights, int64_t begin, int64_t end, const uint8_t* packed, float* y) {{

@@ -21,14 +21,14 @@ import click
 import numpy as np
 import numpy.typing as npt
 import peers_llama_cpp
-from lfm_onnx.checkpoint import Checkpoint
+from lfm_onnx.checkpoint.checkpoint import Checkpoint
+from lfm_onnx.checkpoint.tokenizer import ChatTokenizer
 from lfm_onnx.errors import LfmOnnxError
+from lfm_onnx.hardware.memory_bandwidth import physical_cores
 from lfm_onnx.quantize.calibration_text import DEFAULT_CALIBRATION_TOKENS, load_calibration
 from lfm_onnx.quantize.quantization import Sequences, calibration_sequences, sequences_digest
-from lfm_onnx.runtime.memory_bandwidth import physical_cores
 from lfm_onnx.runtime.parity.metrics import clustered_mean, row_metrics
 from lfm_onnx.runtime.parity.tasks import Task, answer_tasks, read_tasks
-from lfm_onnx.tokenizer import ChatTokenizer
 from peers_report import machine
 from quality_engines import QualityEngine
 from quality_report import Quality, plot, print_report
@@ -171,7 +171,7 @@ class _Measurement:
 
     def _reference(self) -> list[npt.NDArray[np.float32]]:
         """Float32 logits [T, V] of each sequence, mapped from a file that is made once."""
-        from lfm_onnx.reference import Reference
+        from lfm_onnx.reference.model import Reference
 
         identity = self.source.checkpoint.fingerprint() + sequences_digest(self.sequences)
         path = self.source.work / f"reference-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npy"
@@ -189,7 +189,7 @@ class _Measurement:
 
 
 def _tensor_names(checkpoint: Checkpoint) -> Iterator[str]:
-    from lfm_onnx.expected_tensors import expected_tensors
+    from lfm_onnx.checkpoint.expected_tensors import expected_tensors
 
     return (name for name, _ in expected_tensors(checkpoint.config))
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import peers_genai
 import peers_llama_cpp
-from lfm_onnx.checkpoint import Checkpoint
+from lfm_onnx.checkpoint.checkpoint import Checkpoint
 from model_sizes import Size, gguf_size, onnx_size
 from quality_engines import Genai, LlamaCpp, OpenEngine, open_ours
 

@@ -15,11 +15,11 @@ import onnx
 from onnx import numpy_helper
 from onnx.external_data_helper import ExternalDataInfo
 
-from ..artifact import Artifact
-from ..checkpoint import Checkpoint, read_float32
-from ..config import CONFIG_NAME, read_config_file
+from ..artifact.artifact import Artifact
+from ..checkpoint.checkpoint import Checkpoint, read_float32
+from ..checkpoint.config import CONFIG_NAME, read_config_file
+from ..checkpoint.expected_tensors import expected_tensors
 from ..errors import ArtifactError, CheckpointError
-from ..expected_tensors import expected_tensors
 from ..strict_json import shown
 
 _STORED = {onnx.TensorProto.FLOAT: "F32", onnx.TensorProto.FLOAT16: "F16"}

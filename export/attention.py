@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnxscript import OpBuilder, nn
 
-from ..config import LfmConfig
-from ..quantize.formats import BlockFormat
+from ..artifact.formats import BlockFormat
+from ..checkpoint.config import LfmConfig
 from .graph_context import GraphContext, GroupQueryInputs, MaskedAttentionInputs
 from .modules import Linear, NormWeight, RMSNorm
 from .weight_parameters import WeightFormat

@@ -10,8 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
+from ..artifact.formats import BlockFormat, QuantizedRows
 from ..errors import CheckpointError
-from ..quantize.formats import BlockFormat, QuantizedRows
 
 Chunks = Callable[[], Iterator[npt.NDArray[np.float32]]]
 Arrays = Iterator[npt.NDArray[np.generic]]

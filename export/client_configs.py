@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from ..checkpoint import Checkpoint
-from ..config import LfmConfig
+from ..artifact.precision import Precision
+from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.config import LfmConfig
 from ..errors import TokenizerError
-from ..quantize.precision import Precision
 from ..strict_json import parse_json
 from .ops import BodyStyle
 from .portable_template import portable_template

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnxscript import GraphBuilder, OpBuilder, nn
 
-from ..config import LfmConfig
-from ..quantize.formats import BlockFormat
+from ..artifact.formats import BlockFormat
+from ..checkpoint.config import LfmConfig
 from .attention import Attention
 from .functions import declare_functions
 from .graph_context import GraphContext, declare_context

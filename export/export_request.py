@@ -14,14 +14,14 @@ from typing import Any, TypeVar
 
 import click
 
-from ..checkpoint import Checkpoint
+from ..artifact.formats import SCALE_DTYPES, BlockFormat
+from ..artifact.precision import FP32, PRECISIONS, Q4, Precision
+from ..checkpoint.checkpoint import Checkpoint
+from ..cli.progress import byte_progress
 from ..errors import InputError
-from ..progress import byte_progress
 from ..quantize.calibration_text import DEFAULT_CALIBRATION_TOKENS
 from ..quantize.choice import ChosenFormats, choose_formats
-from ..quantize.formats import SCALE_DTYPES, BlockFormat
 from ..quantize.methods import Method
-from ..quantize.precision import FP32, PRECISIONS, Q4, Precision
 from ..quantize.quantization import QuantizationOptions, settle_quantization
 from ..quantize.recipe import METHODS, Recipe, read_recipe
 from ..quantize.tensor_groups import Formats, tensor_groups

@@ -13,11 +13,11 @@ import numpy as np
 import onnx_ir as ir
 
 from .. import __version__
-from ..artifact import MANIFEST_NAME
-from ..checkpoint import Checkpoint
+from ..artifact.artifact import MANIFEST_NAME
+from ..artifact.formats import BlockFormat
+from ..artifact.precision import FP32, Precision
+from ..checkpoint.checkpoint import Checkpoint
 from ..errors import InputError
-from ..quantize.formats import BlockFormat
-from ..quantize.precision import FP32, Precision
 from ..quantize.quantization import Quantization, QuantizationOptions, settle_quantization
 from .client_configs import check_client_files, require_tokenizer, write_client_files
 from .data_files import DataFile, plan_data_files, write_data_file

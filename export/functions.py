@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ..config import LfmConfig
+from ..checkpoint.config import LfmConfig
 from .ops import (
     BodyStyle,
     gated_short_conv_function,

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from ..config import LfmConfig
+from ..checkpoint.config import LfmConfig
 from .functions import Functions
 from .ops import BodyStyle
 from .ops.domain import CONTRIB_DOMAIN, CONTRIB_VERSION

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..artifact import MANIFEST_VERSION, file_digest, sample_digest
-from ..checkpoint import Checkpoint
-from ..config import CONFIG_NAME, LfmConfig
+from ..artifact.artifact import MANIFEST_VERSION, file_digest, sample_digest
+from ..artifact.precision import Precision
+from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.config import CONFIG_NAME, LfmConfig
 from ..errors import CheckpointError
-from ..quantize.precision import Precision
 from .artifact_source import ArtifactSource
 from .ops import OPSET_VERSION, BodyStyle
 from .weights import WeightTensor

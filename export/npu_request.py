@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import Checkpoint
+from ..checkpoint.checkpoint import Checkpoint
+from ..cli.progress import step_progress
 from ..errors import InputError
-from ..progress import step_progress
 from ..quantize.methods import Method
 from ..quantize.own_text import writes_own_text
 from ..quantize.quantization import calibration_sequences

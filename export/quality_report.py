@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ..artifact.formats import BlockFormat
 from ..quantize.choice import HeldOutText
-from ..quantize.formats import BlockFormat
 from ..quantize.quantization import Quantization
-from ..quantize.report import ExpertUsage, Promise, QuantizationReport, TensorResult, VariantResult
+from ..quantize.report.contents import ExpertUsage, Promise, QuantizationReport, TensorResult, VariantResult
 from ..quantize.tensor_groups import TensorGroup, formats_of_all, tensor_groups
 from .export_request import Exported
 from .exporter import plan_export

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..artifact import MANIFEST_NAME
+from ..artifact.artifact import MANIFEST_NAME
 from ..errors import OutputError
 from ..strict_json import parse_json
 

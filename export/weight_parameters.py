@@ -9,9 +9,9 @@ from typing import TypeAlias
 import onnx_ir as ir
 from onnxscript import nn
 
-from ..config import LfmConfig
+from ..artifact.formats import BlockFormat
+from ..checkpoint.config import LfmConfig
 from ..errors import InputError
-from ..quantize.formats import BlockFormat
 from ..quantize.tensor_groups import tensor_groups
 
 FLOAT, UINT8 = ir.DataType.FLOAT, ir.DataType.UINT8

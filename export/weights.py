@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from ..checkpoint import Checkpoint
+from ..artifact.formats import BlockFormat
+from ..checkpoint.checkpoint import Checkpoint
 from ..errors import CheckpointError
-from ..quantize.formats import BlockFormat
 from ..quantize.quantization import Quantization
 from .block_weights import BlockWeight, Chunks
 from .graph_context import rotary_cache

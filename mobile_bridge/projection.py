@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
-from ..config import LfmConfig
-from ..expected_tensors import expected_tensors
-from ..npu_chips import CHIPS, Chip
+from ..checkpoint.config import LfmConfig
+from ..checkpoint.expected_tensors import expected_tensors
+from ..hardware.chips import CHIPS, Chip
 
 PLANS = ("npu", "hybrid", "cpu")
 WEIGHT_BITS = {"int4": 4.5, "int8": 8.1}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ..artifact.formats import BlockFormat
 from ..errors import PromiseError
-from .formats import BlockFormat
 from .sensitivity import GroupOptions, Option
 
 SMALLEST_STEP = 1e-12

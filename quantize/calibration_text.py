@@ -11,9 +11,9 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ..config import LfmConfig
+from ..checkpoint.config import LfmConfig
+from ..checkpoint.tokenizer import ChatTokenizer
 from ..errors import InputError, TokenizerError
-from ..tokenizer import ChatTokenizer
 from .calibration_files import DEFAULT_CALIBRATION, CalibrationFile, Document, read_calibration
 
 TokenIds = npt.NDArray[np.int64]

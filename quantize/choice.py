@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from ..artifact.formats import BlockFormat, Float32
+from ..artifact.precision import Precision
 from ..errors import InputError, PromiseError
-from ..reference_weights import ConvertedWeights, Weights
-from .budget import Upgrade, apply, candidate_formats, cheapest, fewest_steps, spend, upgrades
+from ..reference.weights import ConvertedWeights, Weights
+from .budget import (
+    Upgrade,
+    apply,
+    candidate_formats,
+    cheapest,
+    fewest_steps,
+    spend,
+    upgrades,
+)
 from .divergence import Divergence, divergence, model_logits
-from .formats import BlockFormat, Float32
-from .precision import Precision
 from .quantization import Quantization, Sequences, calibration_sequences
 from .quantized_weights import QuantizedWeights
 from .recipe import Choice

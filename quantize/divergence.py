@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..config import LfmConfig
-from ..reference_blocks import attention, rms_norm, rotary_angles, short_conv, sparse_moe, swiglu
+from ..artifact.formats import Float32
+from ..checkpoint.config import LfmConfig
+from ..reference.blocks import attention, rms_norm, rotary_angles, short_conv, sparse_moe, swiglu
 from .blas_threads import single_threaded_blas
-from .formats import Float32
 
 Streams = list[Float32]
 """The residual stream [T, hidden] of each sequence."""

@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 
-from .formats import BlockFormat, Float32, QuantizedRows
+from ..artifact.formats import BlockFormat, Float32, QuantizedRows
 from .hessian import HessianFactor
 from .scale_search import BlockColumn, Candidate, RowsInBlocks, reciprocal, search_scales
 

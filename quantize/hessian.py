@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .formats import Float32
+from ..artifact.formats import Float32
 
 DAMPING = 0.03
 """Added to the diagonal, as a share of its mean: bounds the feedback where the calibration text says nothing."""

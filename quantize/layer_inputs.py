@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ..artifact.formats import Float32
 from ..errors import InputError
-from ..reference_blocks import attention, rms_norm, rotary_angles, short_conv, sparse_moe, swiglu
-from ..reference_weights import ConvertedWeights, Weights
+from ..reference.blocks import attention, rms_norm, rotary_angles, short_conv, sparse_moe, swiglu
+from ..reference.weights import ConvertedWeights, Weights
 from .blas_threads import single_threaded_blas
-from .formats import Float32
 from .watched_weights import RecordedInputs, WatchedWeights
 
 if TYPE_CHECKING:
-    from ..checkpoint import Checkpoint
+    from ..checkpoint.checkpoint import Checkpoint
 
 _HEAD_ROWS = 4096
 

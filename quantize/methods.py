@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
+from ..artifact.formats import BlockFormat, Float32, QuantizedRows
 from .blas_threads import single_threaded_blas
-from .formats import BlockFormat, Float32, QuantizedRows
 from .gptq import quantize_gptq
 from .hessian import HessianFactor, shrunk
 from .layer_inputs import LayerInputs
@@ -21,7 +21,7 @@ from .round_to_nearest import quantize_round_to_nearest
 from .scale_search import quantize_scale_search
 
 if TYPE_CHECKING:
-    from ..checkpoint import Checkpoint
+    from ..checkpoint.checkpoint import Checkpoint
 
 LEAST_EXPERT_TOKENS = 16
 """An expert that the calibration text chooses less often is left to the search."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .formats import BlockFormat, Float32, QuantizedRows, dequantize
+from ..artifact.formats import BlockFormat, Float32, QuantizedRows, dequantize
 from .hessian import HessianFactor
 from .round_to_nearest import quantize_round_to_nearest
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from ..reference import Reference, ReferenceState
+from ..reference.model import Reference, ReferenceState
 from .blas_threads import single_threaded_blas
 
 if TYPE_CHECKING:
-    from ..checkpoint import Checkpoint
+    from ..checkpoint.checkpoint import Checkpoint
 
 LARGEST_PARAMETERS = 64 << 20
 """Above it token by token takes minutes; and a large model knows the languages of any text that it is given."""

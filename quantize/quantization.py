@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ..artifact.formats import BlockFormat, Float32, QuantizedRows
+from ..artifact.precision import Precision
 from ..errors import InputError
 from .calibration_text import DEFAULT_CALIBRATION_TOKENS, Part, load_calibration
-from .formats import BlockFormat, Float32, QuantizedRows
 from .methods import Method, Quantizer
 from .own_text import own_text, writes_own_text
-from .precision import Precision
 from .recipe import CalibrationText, Recipe
 from .tensor_groups import Formats, formats_of_all, tensor_groups
 
 if TYPE_CHECKING:
-    from ..checkpoint import Checkpoint
+    from ..checkpoint.checkpoint import Checkpoint
 
 Sequences = list[npt.NDArray[np.int64]]
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..reference_weights import ConvertedWeights, Weights
-from .formats import BlockFormat, Float32, dequantize
+from ..artifact.formats import BlockFormat, Float32, dequantize
+from ..reference.weights import ConvertedWeights, Weights
 from .quantization import Quantization
 from .tensor_groups import Formats, TensorGroup, tensor_groups
 

@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..artifact import MANIFEST_NAME
-from ..config import LfmConfig
+from ..artifact.artifact import MANIFEST_NAME
+from ..artifact.formats import BlockFormat
+from ..checkpoint.config import LfmConfig
 from ..errors import InputError
 from ..strict_json import parse_json, shown
-from .formats import BlockFormat
 from .tensor_groups import Formats, tensor_groups
 
 RECIPE_VERSION = 1

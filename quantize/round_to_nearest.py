@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from .formats import BlockFormat, Codes, Float32, QuantizedRows
+from ..artifact.formats import BlockFormat, Codes, Float32, QuantizedRows
 
 _PIECE_ELEMENTS = 1 << 17
 """Weights quantized at a time: with their intermediate arrays they stay in a core's second-level cache."""

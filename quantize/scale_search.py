@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .formats import BlockFormat, Codes, Float32, QuantizedRows
+from ..artifact.formats import BlockFormat, Codes, Float32, QuantizedRows
 
 _ROWS = 8192
 """Rows of the matrix searched at a time: a bound on the memory of the copies, and long enough that threads spend their

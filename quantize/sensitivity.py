@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..artifact.formats import BlockFormat
 from ..errors import InputError
-from ..reference_weights import ConvertedWeights, Weights
+from ..reference.weights import ConvertedWeights, Weights
 from .blas_threads import single_threaded_blas
 from .divergence import Streams, divergence, embed, feed_forward, logits, operator
-from .formats import BlockFormat
 from .quantization import Quantization
 from .quantized_weights import QuantizedWeights
 from .tensor_groups import TensorGroup, tensor_groups

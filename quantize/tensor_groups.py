@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from ..config import LfmConfig
-from .formats import BlockFormat
+from ..artifact.formats import BlockFormat
+from ..checkpoint.config import LfmConfig
 
 Formats = Mapping[str, BlockFormat]
 """The block format of each group, by the group's name."""

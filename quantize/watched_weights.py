@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .formats import Float32
+from ..artifact.formats import Float32
 
 if TYPE_CHECKING:
-    from ..checkpoint import Checkpoint
+    from ..checkpoint.checkpoint import Checkpoint
 
 _ROWS = 512
 """Rows of a weight matrix read, converted and multiplied at a time by one thread."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..tokenizer import ChatTokenizer, StreamingDetokenizer
+from ..checkpoint.tokenizer import ChatTokenizer, StreamingDetokenizer
 from .reasoning import THINK_START, beginning_at_end, split_reasoning
 from .sampling import Sampler, SamplingOptions
 from .session import DecoderSession

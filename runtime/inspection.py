@@ -10,8 +10,8 @@ from typing import Any
 
 import onnx
 
-from ..artifact import Artifact, Verification
-from ..config import LfmConfig
+from ..artifact.artifact import Artifact, Verification
+from ..checkpoint.config import LfmConfig
 from ..errors import ArtifactError
 
 CONTEXT_LENGTHS = (1024, 4096, 16384, 32768, 128000)

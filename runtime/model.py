@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
-from ..artifact import Artifact
-from ..config import LfmConfig
+from ..artifact.artifact import Artifact
+from ..checkpoint.config import LfmConfig
+from ..checkpoint.tokenizer import ChatTokenizer, Message
 from ..errors import ArtifactError, InputError
 from ..strict_json import parse_json
-from ..tokenizer import ChatTokenizer, Message
 from .generation import PREFILL_CHUNK, Generation, GenerationResult, Token, TokenContext
 from .sampling import SamplingOptions
 from .session import DecoderSession

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..chat_template import THINK_END, THINK_START
+from ..checkpoint.chat_template import THINK_END, THINK_START
 
 
 def split_reasoning(text: str, *, opened: bool = False) -> tuple[str, str]:

@@ -23,7 +23,7 @@ from typing import Any
 
 import click
 from lfm_onnx import __version__
-from lfm_onnx.artifact import Artifact
+from lfm_onnx.artifact.artifact import Artifact
 from lfm_onnx.errors import LfmOnnxError
 
 _PACKAGES = (
@@ -179,7 +179,7 @@ def _npu(step: Step, where: dict[str, str]) -> None:
 
 
 def _artifact(step: Step, npu_dir: Path) -> None:
-    from lfm_onnx.runtime.npu.manifest import NpuManifest
+    from lfm_onnx.artifact.npu_manifest import NpuManifest
 
     manifest = NpuManifest.read(Artifact.open(npu_dir, "qnn", verify="full"))
     step.summary = f"{len(manifest.parts)} parts, {sum(p.file_bytes for p in manifest.parts) / 1e6:.0f} MB of weights"
@@ -204,7 +204,7 @@ def _check(step: Step, folder: Path | None, target: str, **options: Any) -> None
 def _static_graphs(step: Step, npu_dir: Path, provider: str) -> None:
     """How much of the quantized graphs another NPU provider takes."""
     import onnxruntime
-    from lfm_onnx.runtime.npu.manifest import NpuManifest
+    from lfm_onnx.artifact.npu_manifest import NpuManifest
 
     npu = [d for d in onnxruntime.get_ep_devices() if d.ep_name == provider and d.device.type.name == "NPU"]
     if not npu:
@@ -227,7 +227,7 @@ def _static_graphs(step: Step, npu_dir: Path, provider: str) -> None:
 def _parity(
     step: Step, npu_dir: Path, reference: str | None, soc: str | None, tokens: int, where: dict[str, str]
 ) -> None:
-    from lfm_onnx.checkpoint import Checkpoint
+    from lfm_onnx.checkpoint.checkpoint import Checkpoint
     from lfm_onnx.runtime.npu.parity import NpuParityOptions, compare_npu
     from lfm_onnx.runtime.parity.compare import ParityOptions
 
@@ -256,7 +256,7 @@ def _answer(step: Step, npu_dir: Path, options: dict[str, Any], prompt: str) -> 
 
 
 def _bench(step: Step, npu_dir: Path, options: dict[str, Any], where: dict[str, str]) -> None:
-    from lfm_onnx.runtime.bench import BenchOptions, bench
+    from lfm_onnx.runtime.bench.bench import BenchOptions, bench
 
     if options["plan"] == "hybrid" and options["cpu_artifact"] is None:
         raise Skip("needs --cpu-artifact")

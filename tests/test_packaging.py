@@ -11,10 +11,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+FOLDERS = (
+    "artifact",
+    "checkpoint",
+    "cli",
+    "clients",
+    "export",
+    "hardware",
+    "mobile_bridge",
+    "quantize",
+    "reference",
+    "reporting",
+    "runtime",
+)
 PACKAGE_FOLDERS = [
-    path.parent.relative_to(ROOT).as_posix()
-    for top in ("export", "mobile_bridge", "quantize", "reporting", "runtime")
-    for path in (ROOT / top).rglob("__init__.py")
+    path.parent.relative_to(ROOT).as_posix() for top in FOLDERS for path in (ROOT / top).rglob("__init__.py")
 ]
 
 
@@ -23,7 +34,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"  # built from a copy: a build leaves folders behind
     ignore = shutil.ignore_patterns("__pycache__", "node_modules", "build")
-    for name in ("export", "mobile_bridge", "quantize", "reporting", "runtime"):
+    for name in FOLDERS:
         shutil.copytree(ROOT / name, source / name, ignore=ignore)
     for path in (*ROOT.glob("*.py"), *(ROOT / name for name in ("pyproject.toml", "README.md", "LICENSE", "py.typed"))):
         shutil.copy2(path, source)
@@ -53,7 +64,7 @@ def test_the_installed_package_exports_and_generates_without_torch(
 import sys
 sys.path.insert(0, {str(tmp_path / "site")!r})
 sys.modules["torch"] = sys.modules["transformers"] = None
-from lfm_onnx.cli import main
+from lfm_onnx.cli.main import main
 assert main(["export", {str(tiny_lfm)!r}, "-o", "out"], standalone_mode=False) in (None, 0)
 assert main(["generate", "out", "-p", "Hello", "--max-new-tokens", "4"], standalone_mode=False) in (None, 0)
 import lfm_onnx

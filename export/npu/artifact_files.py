@@ -10,9 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from ... import __version__
-from ...artifact import MANIFEST_NAME, MANIFEST_VERSION
-from ...checkpoint import Checkpoint
-from ..manifest import SourceHash, config_sha256, describe_file, parameter_count, source_name
+from ...artifact.artifact import MANIFEST_NAME, MANIFEST_VERSION
+from ...checkpoint.checkpoint import Checkpoint
+from ..manifest import (
+    SourceHash,
+    config_sha256,
+    describe_file,
+    parameter_count,
+    source_name,
+)
 from .float_model import OPSET
 from .npu_manifest import NPU_MANIFEST_NAME
 from .parts import NpuWeights

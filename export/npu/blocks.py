@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...config import LfmConfig
+from ...checkpoint.config import LfmConfig
 from .static_graph import Array, StaticGraph, Value, WeightKind
 from .weight_sources import WeightSources
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ...checkpoint import Checkpoint
+from ...checkpoint.checkpoint import Checkpoint
 from ...errors import InputError
 from ...quantize.blas_threads import single_threaded_blas
 from .expert_ranges import Routed, observe_experts

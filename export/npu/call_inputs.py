@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ...config import LfmConfig
+from ...checkpoint.config import LfmConfig
 from ..graph_context import rotary_cache
 from .blocks import HIDDEN
 

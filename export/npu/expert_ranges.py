@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from ...config import LfmConfig
+from ...checkpoint.config import LfmConfig
 from .float_runner import Ranges
 from .float_weights import PACKED_STEPS, column_extremes
 from .ordered_work import in_order

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ... import __version__
-from ...checkpoint import Checkpoint
+from ...checkpoint.checkpoint import Checkpoint
 from ...quantize.calibration_text import load_calibration
 from ...quantize.methods import Method
 from ..client_configs import require_tokenizer

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 
-from ...checkpoint import Checkpoint
+from ...checkpoint.checkpoint import Checkpoint
 from .call_inputs import attention_mask, rotary_inputs, state_columns
 from .float_model import FloatModel
 from .float_weights import float_array, packed_half

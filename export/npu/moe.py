@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ...config import LfmConfig
+from ...checkpoint.config import LfmConfig
 from .blocks import gated
 from .float_weights import PACKED_STEPS, column_extremes
 from .static_graph import Array, StaticGraph, Value, WeightKind

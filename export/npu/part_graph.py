@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from ...checkpoint import Checkpoint
-from ...config import LfmConfig
+from ...checkpoint.checkpoint import Checkpoint
+from ...checkpoint.config import LfmConfig
 from .blocks import HIDDEN, CallInputs, attention, dense_feed_forward, norm, short_conv
 from .moe import every_expert, gathered_experts, wide_experts
 from .static_graph import StaticGraph, Value, WeightKind

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass, field
 from enum import Enum
 
-from ...config import LfmConfig
+from ...checkpoint.config import LfmConfig
 from ...errors import InputError
-from ...npu_compile_cost import GraphToCompile, compile_memory, compile_seconds
+from ...hardware.compile_cost import GraphToCompile, compile_memory, compile_seconds
 from .part_graph import MoeForm, Phase
 
 WEIGHT_BUDGET = 3_000_000_000

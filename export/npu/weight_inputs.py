@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy.typing as npt
 
-from ...checkpoint import Checkpoint
+from ...checkpoint.checkpoint import Checkpoint
 from ...quantize.hessian import HessianFactor
 from ...quantize.methods import Method, Quantizer
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ...checkpoint import Checkpoint
+from ...checkpoint.checkpoint import Checkpoint
 
 Array = npt.NDArray[np.float32]
 Rows = Callable[[int, int], Array]

@@ -6,7 +6,14 @@ the model file.
 
 from __future__ import annotations
 
-from .domain import DOMAIN, DOMAIN_VERSION, HALF_DOMAIN, OPSET_VERSION, BodyStyle, domain_of
+from .domain import (
+    DOMAIN,
+    DOMAIN_VERSION,
+    HALF_DOMAIN,
+    OPSET_VERSION,
+    BodyStyle,
+    domain_of,
+)
 from .gated_short_conv import gated_short_conv_function
 from .gather_dequantize import gather_dequantize_function
 from .group_query_attention import group_query_attention_function

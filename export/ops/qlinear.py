@@ -5,7 +5,15 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnxscript import OpBuilder, build_function
 
-from .block_codes import FLOAT, BlockSize, dequantize, first_columns, float_input, int_attributes, weight_inputs
+from .block_codes import (
+    FLOAT,
+    BlockSize,
+    dequantize,
+    first_columns,
+    float_input,
+    int_attributes,
+    weight_inputs,
+)
 from .domain import CONTRIB_DOMAIN, CONTRIB_VERSION, BodyStyle, domain_of
 
 INT8_ACTIVATIONS = 4

@@ -5,7 +5,14 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnxscript import OpBuilder, build_function
 
-from .block_codes import FLOAT, attribute, float_input, from_float32, in_float32, int_attributes
+from .block_codes import (
+    FLOAT,
+    attribute,
+    float_input,
+    from_float32,
+    in_float32,
+    int_attributes,
+)
 from .domain import BodyStyle, domain_of
 from .sparse_moe_experts import ExpertWeights, Routing, experts_contrib, experts_loop
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnxscript import OpBuilder, build_function
 
-from .block_codes import FLOAT, BlockSize, dequantize, first_columns, float_input, int_attributes
+from .block_codes import (
+    FLOAT,
+    BlockSize,
+    dequantize,
+    first_columns,
+    float_input,
+    int_attributes,
+)
 from .domain import BodyStyle, domain_of
 from .qlinear import matmul_nbits
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx
 
-from ...artifact import Artifact
+from ...artifact.artifact import Artifact
 from ...errors import ArtifactError
 from .graph_weights import QUANTIZING, load_graph
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from ...artifact import Artifact
+from ...artifact.artifact import Artifact
 from ...errors import ArtifactError
 from .fixed_shapes import PAST_TOKENS, fixed_shape_model
 from .result import CheckReport, GraphCheck, RefusedNode, Requirement

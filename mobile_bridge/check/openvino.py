@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from ...artifact import Artifact
+from ...artifact.artifact import Artifact
 from .other_runtime import Elsewhere, OtherRun, WorkerFailed, run_elsewhere, sequences
 from .result import CheckReport, GraphCheck, RefusedNode, Requirement
 from .worker_process import CheckError

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from ...artifact import Artifact
-from ...checkpoint import Checkpoint
+from ...artifact.artifact import Artifact
+from ...checkpoint.checkpoint import Checkpoint
 from ...runtime.parity.identity import require_same_config
 from ...runtime.parity.metrics import LogitComparison, LogitMetrics
-from ...runtime.parity.report import Thresholds
+from ...runtime.parity.report.contents import Thresholds
 from .result import CheckReport, GraphCheck, Requirement
 from .worker_process import CheckError, run_worker
 
@@ -82,7 +82,7 @@ def compare_logits(
 ) -> tuple[LogitMetrics, str]:
     """Metrics of ``found``, and what it was compared with: the checkpoint in float32, or this onnxruntime's CPU."""
     if reference is not None:
-        from ...reference import Reference
+        from ...reference.model import Reference
 
         checkpoint = Checkpoint.open(reference, progress=progress)
         require_same_config(artifact, checkpoint)

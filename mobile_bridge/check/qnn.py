@@ -8,10 +8,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from ...artifact import Artifact
+from ...artifact.artifact import Artifact
+from ...artifact.npu_manifest import NpuManifest, StaticGraph
 from ...errors import ArtifactError
-from ...npu_chips import DEFAULT_CHIP, chip
-from ...runtime.npu.manifest import NpuManifest, StaticGraph
+from ...hardware.chips import DEFAULT_CHIP, chip
 from ...runtime.npu.provider import PROVIDER, device, versions
 from .graph_weights import QUANTIZING, load_graph, weight_bytes_by_node
 from .qnn_graph_dump import read_graph_dump

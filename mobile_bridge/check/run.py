@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ...artifact import Artifact
+from ...artifact.artifact import Artifact
+from ...artifact.npu_manifest import is_npu_artifact
 from ...errors import InputError
-from ...runtime.npu.manifest import is_npu_artifact
 from .result import CheckReport
 
 

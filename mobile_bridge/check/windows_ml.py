@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from ...artifact import Artifact
+from ...artifact.artifact import Artifact
 from .other_runtime import Elsewhere, OtherRun, WorkerFailed, run_elsewhere, sequences
 from .result import CheckReport, Requirement
 from .worker_process import CheckError

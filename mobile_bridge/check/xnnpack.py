@@ -6,7 +6,7 @@ from collections import Counter
 
 import onnx
 
-from ...artifact import Artifact
+from ...artifact.artifact import Artifact
 from .fixed_shapes import PAST_TOKENS, fixed_shape_model
 from .graph_weights import tensor_bytes
 from .result import CheckReport, GraphCheck, RefusedNode, Requirement

@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...artifact import Artifact
+from ...artifact.artifact import Artifact
+from ...artifact.npu_compiled import COMPILED, PartRecord, part_folder, source_digest
+from ...artifact.npu_manifest import NpuManifest, Part
 from ...errors import ArtifactError, InputError, LfmOnnxError, OutputError
-from ...npu_chips import Chip
-from ...npu_chips import chip as chip_named
-from ...npu_compile_cost import LARGEST_GRAPH_BYTES
-from ...runtime.npu.compiled import COMPILED, PartRecord, part_folder, source_digest
-from ...runtime.npu.manifest import NpuManifest, Part
+from ...hardware.chips import Chip
+from ...hardware.chips import chip as chip_named
+from ...hardware.compile_cost import LARGEST_GRAPH_BYTES
 from ...runtime.npu.provider import COMPILE_OPTIONS, versions
 from .compile_plan import PlannedPart, available_memory_bytes, plan_compile
 

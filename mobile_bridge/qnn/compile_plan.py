@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ...artifact import Artifact
+from ...artifact.artifact import Artifact
+from ...artifact.npu_compiled import BUILDS, PartRecord, part_folder, source_digest
+from ...artifact.npu_manifest import NpuManifest, Part
 from ...errors import InputError
-from ...npu_chips import Chip
-from ...npu_compile_cost import GraphToCompile, compile_memory, compile_seconds
-from ...runtime.npu.compiled import BUILDS, PartRecord, part_folder, source_digest
-from ...runtime.npu.manifest import NpuManifest, Part
+from ...hardware.chips import Chip
+from ...hardware.compile_cost import GraphToCompile, compile_memory, compile_seconds
 from ...runtime.npu.provider import Versions
 
 

@@ -6,12 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from ...artifact import Artifact
+from ...artifact.artifact import Artifact
+from ...artifact.npu_compiled import compiled_graphs, compiled_socs
+from ...artifact.npu_manifest import NpuManifest, StaticGraph
 from ...errors import ArtifactError, InputError, LfmOnnxError
-from ...npu_chips import DEFAULT_CHIP, chip
-from .compiled import compiled_graphs, compiled_socs
-from .manifest import NpuManifest, StaticGraph
-from .provider import NpuUnavailable, device, one_line, open_cpu_session, open_session, versions
+from ...hardware.chips import DEFAULT_CHIP, chip
+from .provider import (
+    NpuUnavailable,
+    device,
+    one_line,
+    open_cpu_session,
+    open_session,
+    versions,
+)
 
 BACKENDS = ("qnn", "cpu")
 

@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from ...artifact.npu_manifest import GraphValue, StaticGraph
 from ...errors import ArtifactError
-from .manifest import GraphValue, StaticGraph
 
 
 def comparison_variant(

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...artifact.npu_manifest import GraphValue, NpuManifest, State
 from ...errors import ArtifactError
 from ..session import DecoderSession
 from ..state import DecoderState, Snapshot
-from .manifest import GraphValue, NpuManifest, State
 from .quantization import dequantize, quantize
 from .session import NpuSession
 from .state import NpuState

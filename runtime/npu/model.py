@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ...artifact import Artifact, Verification
+from ...artifact.artifact import Artifact, Verification
+from ...artifact.npu_manifest import NpuManifest, is_npu_artifact
 from ...errors import ArtifactError, InputError, LfmOnnxError
 from ..generation import PREFILL_CHUNK
 from ..model import LfmModel
@@ -18,7 +19,6 @@ from ..session import DecoderSession
 from ..state import FIRST_CAPACITY, DecoderState
 from .backends import Backend, CpuBackend, open_backend
 from .hybrid import HybridSession, HybridState
-from .manifest import NpuManifest, is_npu_artifact
 from .provider import NpuUnavailable, device
 from .session import NpuSession
 from .state import NpuState

@@ -13,22 +13,29 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...artifact import Artifact
-from ...tokenizer import ChatTokenizer
+from ...artifact.artifact import Artifact
+from ...artifact.npu_manifest import NpuManifest
+from ...checkpoint.tokenizer import ChatTokenizer
 from ..parity import checks
 from ..parity.compare import ParityOptions, open_reference
 from ..parity.identity import end_token_ids, identity, require_same_config
 from ..parity.layers import layer_error
 from ..parity.metrics import Deviation, LogitComparison, LogitMetrics
 from ..parity.prompts import chunks_to_compare
-from ..parity.report import Check, GreedyAgreement, LayerError, ParityReport, TaskAccuracy, Thresholds
+from ..parity.report.contents import (
+    Check,
+    GreedyAgreement,
+    LayerError,
+    ParityReport,
+    TaskAccuracy,
+    Thresholds,
+)
 from ..parity.tasks import Task, answer_tasks, read_tasks
 from .backends import CpuBackend, open_backend
-from .manifest import NpuManifest
 from .runner import NpuRunner
 
 if TYPE_CHECKING:
-    from ...checkpoint import Checkpoint
+    from ...checkpoint.checkpoint import Checkpoint
 
 _DECODED = 8
 """Tokens at the end of a chunk that are read one by one as well."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .manifest import GraphValue
+from ...artifact.npu_manifest import GraphValue
 
 
 def quantize(values: np.ndarray, value: GraphValue) -> np.ndarray:

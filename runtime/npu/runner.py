@@ -6,8 +6,8 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
+from ...artifact.npu_manifest import NpuManifest
 from .backends import Backend
-from .manifest import NpuManifest
 from .session import NpuSession
 from .state import NpuState
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from ...artifact.npu_manifest import GraphValue, NpuManifest, Part, StaticGraph
 from ...errors import ArtifactError, InputError, LfmOnnxError
 from .backends import Backend
 from .graph_variants import comparison_variant
-from .manifest import GraphValue, NpuManifest, Part, StaticGraph
 from .provider import NpuUnavailable, one_line
 from .quantization import dequantize, empty
 from .state import NpuState

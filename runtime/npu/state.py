@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from ...artifact.npu_manifest import NpuManifest, State, StaticGraph
 from ...errors import InputError
 from ..state import Snapshot
-from .manifest import NpuManifest, State, StaticGraph
 from .quantization import empty
 
 

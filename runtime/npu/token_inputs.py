@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ...artifact.npu_manifest import Embedding, GraphValue, NpuManifest
 from ...errors import ArtifactError
-from .manifest import Embedding, GraphValue, NpuManifest
 from .quantization import quantize
 
 # Added to a score that must not count; the mask's quantization reaches exactly this far.

@@ -10,10 +10,10 @@ import numpy.typing as npt
 
 from .metrics import Deviation
 from .onnx_runner import Array, Int64s, OnnxRunner
-from .report import GreedyAgreement
+from .report.contents import GreedyAgreement
 
 if TYPE_CHECKING:
-    from ...reference import TokenIds
+    from ...reference.model import TokenIds
 
 # A preference this small, in standard deviations of the logits, is a rounding of float32 and not a preference.
 _TIE = 1e-5

@@ -8,20 +8,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...checkpoint.tokenizer import ChatTokenizer
 from ...errors import ArtifactError, InputError
-from ...tokenizer import ChatTokenizer
 from . import checks
 from .identity import end_token_ids, identity, require_same_config
 from .layers import compare_layers
 from .metrics import Deviation, LogitComparison, LogitMetrics
 from .onnx_runner import OnnxRunner, resolve_provider
 from .prompts import chunks_to_compare
-from .report import Check, GreedyAgreement, LayerError, ParityReport, TaskAccuracy, Thresholds
+from .report.contents import (
+    Check,
+    GreedyAgreement,
+    LayerError,
+    ParityReport,
+    TaskAccuracy,
+    Thresholds,
+)
 from .tasks import Task, answer_tasks, read_tasks
 
 if TYPE_CHECKING:
-    from ...artifact import Artifact
-    from ...checkpoint import Checkpoint
+    from ...artifact.artifact import Artifact
+    from ...checkpoint.checkpoint import Checkpoint
 
 Progress = Callable[[str], None]
 BACKENDS = ("numpy", "transformers")
@@ -256,14 +263,14 @@ class _Comparison:
 def open_reference(checkpoint: Checkpoint, backend: str, threads: int | None) -> Any:
     """The reference model in float32: "numpy" (any size) or "transformers" (needs torch)."""
     if backend == "numpy":
-        from ...reference import Reference
+        from ...reference.model import Reference
 
         return Reference(checkpoint)
     if backend != "transformers":
         raise InputError(f"unknown reference backend {backend!r}; there are {' and '.join(BACKENDS)}")
     if not checkpoint.config.attention_layers:
         raise InputError("transformers cannot decode a model without attention layers: use --backend numpy")
-    from ..torch_reference import TorchReference
+    from ...reference.torch_model import TorchReference
 
     reference = TorchReference(checkpoint)
     if threads is not None:

@@ -8,13 +8,13 @@ import importlib.metadata
 import platform
 from typing import TYPE_CHECKING, Any
 
-from ...config import CONFIG_NAME
+from ...checkpoint.config import CONFIG_NAME
 from ...errors import ArtifactError
 from ...strict_json import parse_json
 
 if TYPE_CHECKING:
-    from ...artifact import Artifact
-    from ...checkpoint import Checkpoint
+    from ...artifact.artifact import Artifact
+    from ...checkpoint.checkpoint import Checkpoint
 
 
 def require_same_config(artifact: Artifact, checkpoint: Checkpoint) -> None:

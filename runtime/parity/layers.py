@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from .onnx_runner import OnnxRunner
-from .report import LayerError
+from .report.contents import LayerError
 
 if TYPE_CHECKING:
-    from ...artifact import Artifact
-    from ...config import LfmConfig
-    from ...reference import TokenIds
+    from ...artifact.artifact import Artifact
+    from ...checkpoint.config import LfmConfig
+    from ...reference.model import TokenIds
 
 Array = npt.NDArray[np.float32]
 

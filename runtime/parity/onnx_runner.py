@@ -14,7 +14,7 @@ from ...errors import ArtifactError, InputError
 from ..native_library import register_native_ops
 
 if TYPE_CHECKING:
-    from ...artifact import Artifact
+    from ...artifact.artifact import Artifact
 
 Array = npt.NDArray[np.float32]
 Int64s = npt.NDArray[np.int64]

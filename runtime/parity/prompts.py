@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...checkpoint.tokenizer import ChatTokenizer
 from ...errors import InputError
-from ...tokenizer import ChatTokenizer
 from .default_prompts import CHATS, TEXTS
 from .tasks import Task, objects, read_json_lines
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...checkpoint.tokenizer import ChatTokenizer
 from ...errors import InputError
 from ...strict_json import parse_json, shown
-from ...tokenizer import ChatTokenizer
-from .report import TaskAccuracy, TaskAnswer
+from .report.contents import TaskAccuracy, TaskAnswer
 
 _END_OF_THOUGHT = "</think>"
 _MAX_FILE_BYTES = 256 << 20

@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <stdexcept>
 
-#include "amx_check.h"
+#include "amx/amx_check.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
 #define LFM_X86_64 1

@@ -1,0 +1,142 @@
+"""Compiled folders: context binaries of a chip, the record of what made them, and when they may be loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import ArtifactError
+from ..runtime.npu.provider import Versions
+from ..strict_json import parse_json
+from .artifact import Artifact
+from .npu_manifest import NpuManifest, Part, StaticGraph
+
+COMPILED = "compiled"
+RECORD = "compiled.json"
+RECORD_VERSION = 1
+BUILDS = ("device", "emulator")
+"""``device``: prefill and decode share one binary with one copy of the weights. ``emulator``: a binary each."""
+
+
+@dataclass(frozen=True)
+class PartRecord:
+    """What compiling one part came to. graphs: source .onnx (relative to the artifact) -> EPContext .onnx beside."""
+
+    part: str
+    soc: str
+    build: str
+    digest: str
+    versions: dict[str, str]
+    graphs: dict[str, str]
+    files: dict[str, int]
+    weight_bytes: int
+    seconds: float
+    peak_rss_bytes: int
+    record_version: int = RECORD_VERSION
+    options: dict[str, str] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Write compiled.json into ``folder``."""
+        (folder / RECORD).write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> PartRecord | None:
+        """The record of ``folder``, None where there is none. ArtifactError for one that cannot be read."""
+        path = folder / RECORD
+        if not path.is_file():
+            return None
+        try:
+            data = parse_json(path.read_bytes())
+            if data.get("record_version") != RECORD_VERSION:
+                raise ValueError(f"record version {data.get('record_version')!r}")
+            return cls(**data)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise ArtifactError(f"{path}: {error}; delete {folder} and run `lfm-onnx compile` again") from None
+
+
+def part_folder(artifact: Artifact, soc: str, build: str, part: Part) -> Path:
+    """Where a compiled part is."""
+    return artifact.folder / COMPILED / soc / build / part.name
+
+
+def source_digest(artifact: Artifact, part: Part, graphs: list[StaticGraph]) -> str:
+    """SHA-256 over the digests of the part's graphs and weights: changes when the export does."""
+    wanted = {graph.file for graph in graphs}
+    prefix = {graph.file.rpartition("/")[0] + "/" for graph in graphs}
+    found = sorted(
+        (file.path, file.sha256)
+        for file in artifact.files
+        if file.path in wanted
+        or (not file.path.endswith(".onnx") and any(file.path.startswith(folder) for folder in prefix))
+    )
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+
+
+def compiled_socs(artifact: Artifact, build: str) -> list[str]:
+    """Chips for which something is compiled."""
+    root = artifact.folder / COMPILED
+    return sorted(item.name for item in root.iterdir() if (item / build).is_dir()) if root.is_dir() else []
+
+
+def compiled_graphs(
+    artifact: Artifact, manifest: NpuManifest, soc: str, build: str, here: Versions
+) -> Mapping[str, Path]:
+    """EPContext models by source graph, for all parts; empty where nothing is compiled for the chip.
+
+    Raises ArtifactError for a part that is missing, that came from another export, or that other versions compiled.
+    """
+    again = f"run `lfm-onnx compile {artifact.folder} --soc {soc}" + ("" if build == "device" else f" --build {build}")
+    found: dict[str, Path] = {}
+    missing = []
+    for part in manifest.parts:
+        folder = part_folder(artifact, soc, build, part)
+        record = PartRecord.read(folder)
+        if record is None:
+            missing.append(part.name)
+            continue
+        require_same_versions(record, here, folder, again)
+        graphs = [graph for graph in part.graphs if graph.file in record.graphs]
+        if record.digest != source_digest(artifact, part, graphs):
+            raise ArtifactError(f"{folder} was compiled from another export of this model; {again}`")
+        for source, compiled in record.graphs.items():
+            path = folder / Path(compiled).name
+            if not path.is_file():
+                raise ArtifactError(f"{path} is missing; {again}`")
+            found[source] = path
+        for name, size in record.files.items():
+            path = folder / Path(name).name
+            if not path.is_file() or path.stat().st_size != size:
+                raise ArtifactError(f"{path} is not the {size} bytes that were compiled; {again}`")
+    if found and missing:
+        raise ArtifactError(f"{soc}: {', '.join(missing)} not compiled yet; {again}` (it goes on where it stopped)")
+    return found
+
+
+def require_same_versions(record: PartRecord, here: Versions, folder: Path, again: str) -> None:
+    """ArtifactError unless this machine has what compiled the part."""
+    names = {"qairt": "QAIRT", "provider": "onnxruntime-qnn", "onnxruntime": "onnxruntime"}
+    for key, title in names.items():
+        made, found = record.versions.get(key, "unknown"), here.to_dict()[key]
+        if made != found:
+            raise ArtifactError(
+                f"{folder} was compiled with {title} {made}, here is {found}: {again}`, or install "
+                f"onnxruntime-qnn=={record.versions.get('provider', '?')} and "
+                f"onnxruntime=={record.versions.get('onnxruntime', '?')}"
+            )
+
+
+def describe(record: PartRecord) -> dict[str, Any]:
+    """The record in short, for reports."""
+    return {
+        "part": record.part,
+        "soc": record.soc,
+        "build": record.build,
+        "bytes": sum(record.files.values()),
+        "seconds": record.seconds,
+        "peak_rss_bytes": record.peak_rss_bytes,
+        **record.versions,
+    }

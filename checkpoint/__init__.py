@@ -1,0 +1,1 @@
+"""Reads a Hugging Face checkpoint: config, weights, tokenizer and chat template, every byte checked before use."""

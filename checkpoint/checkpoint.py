@@ -1,0 +1,272 @@
+"""A checkpoint of LFM2 / LFM2.5 under canonical tensor names, whichever way its files lay the tensors out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import CheckpointError
+from ..strict_json import shown
+from .config import CONFIG_NAME, LfmConfig, read_config_file
+from .expected_tensors import expected_tensors
+from .files import open_weight_files, require_checkpoint_folder
+from .hub import download_checkpoint, looks_like_hub_id
+from .safetensors_file import SafetensorsFile
+
+_FLOAT_DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+_NAMED_IN_ERRORS = 3
+# Bytes read at a time when converting to float32: few enough to stay in the processor's cache in between.
+_READ_BYTES = 1 << 20
+# Buffers that some training code saves with the weights; the model computes them itself.
+_BUFFER = re.compile(r"(model\.)?(pos_emb|rotary_emb|layers\.\d+\.self_attn\.rotary_emb)\.(original_)?inv_freq")
+
+
+@dataclass(frozen=True)
+class _Location:
+    """A canonical tensor as a contiguous range of one stored tensor, ``start`` elements from its beginning."""
+
+    file: SafetensorsFile
+    stored_name: str
+    start: int
+    shape: tuple[int, ...]
+
+
+class Checkpoint:
+    """Weights and config of one checkpoint folder, all checked on opening, read lazily.
+
+    Names and shapes (V vocabulary, H hidden, L conv_L_cache, E experts, M moe_intermediate_size) are those that
+    ``expected_tensors`` yields. ``source`` is what the user gave, ``folder`` where the files lie.
+    """
+
+    def __init__(self, folder: Path, source: str) -> None:
+        require_checkpoint_folder(folder)
+        self.folder = folder
+        self.source = source
+        self.raw_config: dict[str, Any] = read_config_file(folder / CONFIG_NAME)
+        self.config = LfmConfig.from_dict(self.raw_config, file=str(folder / CONFIG_NAME))
+        self._files = open_weight_files(folder)
+        self._locations = _locate_tensors(folder, self.config, self._files)
+
+    @classmethod
+    def open(
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        progress: Callable[[str], None] | None = None,
+    ) -> Checkpoint:
+        """Open a local folder, or a hub id "org/name" (``revision``: branch, tag or commit), downloading if needed.
+
+        CheckpointError or ConfigError: nothing there, unreadable, or not exactly the tensors that config.json asks
+        for. ``progress`` is called with one line of text before anything that may take long.
+        """
+        folder = Path(source)
+        try:
+            if isinstance(source, str) and looks_like_hub_id(source) and not folder.exists():
+                folder = download_checkpoint(source, revision=revision, progress=progress)
+            return cls(folder, str(source))
+        except OSError as error:
+            raise CheckpointError(f"{folder}: cannot be read: {error.strerror or error}") from None
+
+    def names(self) -> list[str]:
+        """Canonical names of all tensors, in the model's order."""
+        return list(self._locations)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._location(name).shape
+
+    def dtype(self, name: str) -> str:
+        """Stored dtype: "BF16", "F16" or "F32"."""
+        location = self._location(name)
+        return location.file.tensors[location.stored_name].dtype
+
+    def nbytes(self, name: str) -> int:
+        """Bytes that the tensor takes in its file."""
+        return int(np.prod(self.shape(name), dtype=np.int64)) * _FLOAT_DTYPES[self.dtype(name)].itemsize
+
+    def raw(self, name: str) -> npt.NDArray[Any]:
+        """The tensor in its stored dtype (ml_dtypes.bfloat16 for BF16), a read-only view of the mapped file."""
+        location = self._location(name)
+        return location.file.view(location.stored_name, location.start, location.shape)
+
+    def release(self, name: str) -> None:
+        """Drop what ``raw`` has paged in of this tensor (or of the fused one that holds it) from memory."""
+        location = self._location(name)
+        location.file.release(location.stored_name)
+
+    def float32(self, name: str, rows: slice | None = None) -> npt.NDArray[np.float32]:
+        """The tensor, or ``rows`` of its first axis (step 1), as a new float32 array.
+
+        Reads the file in small pieces rather than through the mapping, so that memory holds the result and little
+        else.
+        """
+        location = self._location(name)
+        shape, start = location.shape, location.start
+        if rows is not None:
+            begin, end, step = rows.indices(shape[0])
+            if step != 1:
+                raise ValueError(f"rows must be a slice of step 1, not {step}")
+            start += begin * int(np.prod(shape[1:], dtype=np.int64))
+            shape = (max(end - begin, 0), *shape[1:])
+        entry = location.file.tensors[location.stored_name]
+        offset = entry.offset + start * _FLOAT_DTYPES[entry.dtype].itemsize
+        return read_float32(location.file.path, entry.dtype, offset, shape)
+
+    def fingerprint(self) -> str:
+        """Identity of the files without reading the weights: sha256 over config, file sizes, times and headers."""
+        digest = hashlib.sha256()
+        config = (self.folder / CONFIG_NAME).read_bytes()
+        digest.update(b"%d\n%b" % (len(config), config))
+        for file in self._files:
+            status = file.path.stat()
+            identity = f"{status.st_size} {status.st_mtime_ns} {file.header_sha256}\n"
+            digest.update(os.fsencode(file.path.name) + b" " + identity.encode())
+        return digest.hexdigest()
+
+    def weight_files(self) -> list[Path]:
+        """The safetensors files that hold the weights."""
+        return [file.path for file in self._files]
+
+    def tokenizer_files(self) -> list[Path]:
+        """Tokenizer, chat template and generation config files that the folder holds."""
+        return [path for name in TOKENIZER_FILES if (path := self.folder / name).is_file()]
+
+    def _location(self, name: str) -> _Location:
+        try:
+            return self._locations[name]
+        except KeyError:
+            raise CheckpointError(f"{self.folder}: no tensor {shown(name)} in this model") from None
+
+
+class _StoredTensors:
+    """The tensors of all files by stored name, each taken once; what nobody takes is left over."""
+
+    def __init__(self, folder: Path, files: list[SafetensorsFile]) -> None:
+        self.by_name: dict[str, SafetensorsFile] = {}
+        for file in files:
+            for name in file.tensors:
+                if name in self.by_name:
+                    first = self.by_name[name].path.name
+                    raise CheckpointError(f"{folder}: tensor {shown(name)} is in both {first} and {file.path.name}")
+                self.by_name[name] = file
+        self.left = set(self.by_name)
+
+    def take(self, name: str, shape: tuple[int, ...]) -> SafetensorsFile | None:
+        """The file that holds the tensor, None if none does; CheckpointError if shape or dtype is not usable."""
+        file = self.by_name.get(name)
+        if file is None:
+            return None
+        entry = file.tensors[name]
+        if entry.shape != shape:
+            raise CheckpointError(
+                f"{file.path}: tensor {shown(name)} has shape {list(entry.shape)}, config.json asks for {list(shape)}"
+            )
+        if entry.dtype not in _FLOAT_DTYPES:
+            raise CheckpointError(
+                f"{file.path}: tensor {shown(name)} has dtype {entry.dtype}, only {', '.join(_FLOAT_DTYPES)} are "
+                "supported: quantized checkpoints cannot be exported, take the bf16, fp16 or fp32 one"
+            )
+        self.left.discard(name)
+        return file
+
+
+_EXPERT = re.compile(r"(model\.layers\.\d+\.feed_forward\.experts\.)(\d+)\.w([123])\.weight")
+
+
+def _locate_tensors(folder: Path, config: LfmConfig, files: list[SafetensorsFile]) -> dict[str, _Location]:
+    stored = _StoredTensors(folder, files)
+    located: dict[str, _Location] = {}
+    missing: list[str] = []
+    missing_count = 0
+    for name, shape in expected_tensors(config):
+        file = stored.take(name, shape)
+        if file is not None:
+            located[name] = _Location(file, name, 0, shape)
+        elif (location := _locate_in_fused(config, stored, name, shape)) is not None:
+            located[name] = location
+        else:
+            missing_count += 1
+            if missing_count <= _NAMED_IN_ERRORS:
+                missing.append(name)
+    if missing_count:
+        raise CheckpointError(f"{folder}: {_listing('missing', missing, missing_count)} (config.json asks for them)")
+    if config.tie_word_embeddings:
+        stored.take("lm_head.weight", (config.vocab_size, config.hidden_size))
+    extra = sorted(name for name in stored.left if not _BUFFER.fullmatch(name))
+    if extra:
+        raise CheckpointError(
+            f"{folder}: {_listing('unexpected', extra, len(extra))} (config.json describes no such tensors)"
+        )
+    return located
+
+
+def _locate_in_fused(config: LfmConfig, stored: _StoredTensors, name: str, shape: tuple[int, ...]) -> _Location | None:
+    """One expert's matrix within gate_up_proj [E, 2M, H] (w1's rows, then w3's) or down_proj [E, H, M]."""
+    match = _EXPERT.fullmatch(name)
+    if match is None:
+        return None
+    prefix, expert, matrix = match[1], int(match[2]), match[3]
+    experts, hidden, width = config.num_experts, config.hidden_size, config.moe_intermediate_size
+    if matrix == "2":
+        fused, fused_shape, position = prefix + "down_proj", (experts, hidden, width), expert
+    else:
+        fused, fused_shape = prefix + "gate_up_proj", (experts, 2 * width, hidden)
+        position = 2 * expert + (matrix == "3")
+    file = stored.take(fused, fused_shape)
+    return None if file is None else _Location(file, fused, position * width * hidden, shape)
+
+
+def _listing(kind: str, names: list[str], count: int) -> str:
+    few = ", ".join(shown(name) for name in islice(names, _NAMED_IN_ERRORS))
+    rest = f" and {count - _NAMED_IN_ERRORS} more" if count > _NAMED_IN_ERRORS else ""
+    return f"{count} {kind} tensor{'s' if count > 1 else ''}: {few}{rest}"
+
+
+def read_float32(path: Path, dtype: str, offset: int, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """``shape`` values of ``dtype`` (BF16, F16, F32) at a byte offset of a file, through a small buffer."""
+    result = np.empty(shape, np.float32)
+    flat = result.reshape(-1)
+    stored_dtype = _FLOAT_DTYPES[dtype]
+    step = _READ_BYTES // stored_dtype.itemsize
+    buffer = np.empty(0 if dtype == "F32" else min(step, flat.size), stored_dtype)
+    try:
+        with open(path, "rb", buffering=0) as file:
+            file.seek(offset)
+            for start in range(0, flat.size, step):
+                piece = flat[start : start + step]
+                if dtype == "F32":
+                    _read_exactly(file, piece, path)
+                else:
+                    _read_exactly(file, buffer[: piece.size], path)
+                    piece[:] = buffer[: piece.size]
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
+    return result
+
+
+def _read_exactly(file: Any, destination: npt.NDArray[Any], path: Path) -> None:
+    view = destination.view(np.uint8).data
+    while len(view):
+        count = file.readinto(view)
+        if not count:
+            raise CheckpointError(f"{path}: ends earlier than when it was opened: the file was changed meanwhile")
+        view = view[count:]

@@ -1,0 +1,98 @@
+"""Which safetensors files of a folder make up a checkpoint: one file, or the shards that its index names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import CheckpointError
+from ..strict_json import parse_json, shown
+from .config import CONFIG_NAME
+from .safetensors_file import MAX_HEADER_BYTES, SafetensorsFile
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+
+def require_checkpoint_folder(folder: Path) -> None:
+    """CheckpointError that says what is there instead, unless the folder has a config.json."""
+    if not folder.exists():
+        raise CheckpointError(f"{folder}: no such folder; give a checkpoint folder or a hub id of the form org/name")
+    if not folder.is_dir():
+        kind = "a GGUF file" if folder.suffix == ".gguf" else "a file"
+        hint = "" if folder.suffix != ".gguf" else "; GGUF cannot be exported, take the safetensors checkpoint"
+        raise CheckpointError(f"{folder}: {kind}; give the checkpoint folder that holds {CONFIG_NAME}{hint}")
+    if (folder / CONFIG_NAME).exists():
+        return
+    if _holds(folder, "*.gguf"):
+        raise CheckpointError(f"{folder}: looks like a GGUF model, without {CONFIG_NAME}; take the safetensors one")
+    if (folder / "adapter_config.json").exists():
+        raise CheckpointError(f"{folder}: a LoRA adapter, without {CONFIG_NAME}; merge it into its base model first")
+    raise CheckpointError(f"{folder}: has no {CONFIG_NAME}; give the folder of a Hugging Face checkpoint")
+
+
+def open_weight_files(folder: Path) -> list[SafetensorsFile]:
+    """The checkpoint's files, opened and checked; CheckpointError if there are none or one that is named is missing.
+
+    A single model.safetensors goes before an index, as in transformers.
+    """
+    if (folder / SINGLE_FILE).exists():
+        return [SafetensorsFile(folder / SINGLE_FILE)]
+    index = folder / INDEX_FILE
+    if index.exists():
+        return _open_shards(folder, _read_index(index))
+    if _holds(folder, "*.safetensors"):
+        raise CheckpointError(f"{folder}: safetensors files, but neither {SINGLE_FILE} nor {INDEX_FILE}")
+    if _holds(folder, "*.bin") or _holds(folder, "*.pt") or _holds(folder, "*.pth"):
+        raise CheckpointError(f"{folder}: only PyTorch .bin weights; save the model as safetensors (save_pretrained)")
+    if _holds(folder, "*.gguf"):
+        raise CheckpointError(f"{folder}: only GGUF weights; take the safetensors checkpoint")
+    raise CheckpointError(f"{folder}: no weights; expected {SINGLE_FILE} or shards with {INDEX_FILE}")
+
+
+def _open_shards(folder: Path, weight_map: dict[str, str]) -> list[SafetensorsFile]:
+    index = folder / INDEX_FILE
+    shards: dict[str, SafetensorsFile] = {}
+    for shard in sorted(set(weight_map.values())):
+        if not (folder / shard).exists():
+            raise CheckpointError(f"{index}: names the shard {shown(shard)}, which is not in the folder")
+        shards[shard] = SafetensorsFile(folder / shard)
+    for tensor, shard in weight_map.items():
+        if tensor not in shards[shard].tensors:
+            raise CheckpointError(f"{index}: places tensor {shown(tensor)} in {shard}, which does not hold it")
+    return list(shards.values())
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    try:
+        if path.stat().st_size > MAX_HEADER_BYTES:
+            raise CheckpointError(f"{path}: larger than {MAX_HEADER_BYTES} bytes, which no index is")
+        index = parse_json(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{path}: has no weight_map from tensor names to shards")
+    for tensor, shard in weight_map.items():
+        if not _is_file_name(shard):
+            raise CheckpointError(
+                f"{path}: places tensor {shown(tensor)} in {shown(shard)}, which is not a .safetensors file "
+                "of this folder"
+            )
+    return weight_map
+
+
+def _is_file_name(shard: object) -> bool:
+    """Whether an index's value is a plain name: a path could lead out of the folder."""
+    return (
+        isinstance(shard, str)
+        and shard.endswith(".safetensors")
+        and shard.isprintable()
+        and len(shard) <= 255
+        and not any(c in shard for c in "/\\:\0")
+    )
+
+
+def _holds(folder: Path, pattern: str) -> bool:
+    return next(folder.glob(pattern), None) is not None

@@ -1,0 +1,71 @@
+"""The command `lfm-onnx bench`: measures an exported folder and prints the figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .npu_options import npu_options, take_npu_options
+
+if TYPE_CHECKING:
+    from ..runtime.bench.bench import BenchResult
+
+
+@click.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--prompt-tokens", type=click.IntRange(min=1), default=512, show_default=True, help="Tokens of a prompt.")
+@click.option("--new-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Tokens decoded after.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; every core by default.")
+@click.option("--repeat", type=click.IntRange(min=1), default=5, show_default=True, help="Measurements of each figure.")
+@click.option("--variant", help="Precision to run, such as fp32 or q4; the artifact's first by default.")
+@click.option("--no-native", "native", flag_value=False, default=None, help="Run without the native library.")
+@npu_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def bench(folder: Path, as_json: bool, **options: Any) -> None:
+    """Measure the speed and memory of the model exported to DIR, on random tokens.
+
+    The memory's read bandwidth is measured beside it: decoding can at most read the weights at that speed.
+    """
+    from ..runtime.bench.bench import BenchOptions
+    from ..runtime.bench.bench import bench as measure
+
+    npu = take_npu_options(options)
+    if npu.get("cpu_artifact"):
+        npu["cpu_artifact"] = str(npu["cpu_artifact"])
+    result = measure(folder, BenchOptions(**options, npu=npu or None))
+    if as_json:
+        click.echo(json.dumps(result.to_dict()))
+    else:
+        _print_result(result, options["prompt_tokens"], options["new_tokens"])
+
+
+def _print_result(result: BenchResult, prompt_tokens: int, new_tokens: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    title = f"{result.variant}, {result.threads} threads, {prompt_tokens} prompt tokens, {new_tokens} new"
+    table = Table(title=title, title_justify="left")
+    table.add_column("", no_wrap=True)
+    for heading in ("median", "5 %", "95 %"):
+        table.add_column(heading, justify="right")
+    values = result.to_dict()
+    for label, key, scale, unit in (
+        ("prefill", "prefill_tokens_per_s", 1.0, " tokens/s"),
+        ("decode", "decode_tokens_per_s", 1.0, " tokens/s"),
+        ("time to first token", "ttft_s", 1.0, " s"),
+        ("load", "load_s", 1.0, " s"),
+        ("peak memory", "peak_rss_bytes", 1e-6, " MB"),
+        ("weights read per token", "bytes_per_token", 1e-6, " MB"),
+        ("memory read bandwidth", "read_bandwidth_bytes_per_s", 1e-9, " GB/s"),
+        ("decode / bandwidth limit", "bandwidth_fraction", 100.0, " %"),
+    ):
+        cells = [values.get(key + suffix) for suffix in ("", "_p5", "_p95")]
+        table.add_row(label, *("" if cell is None else _number(cell * scale) + unit for cell in cells))
+    Console(highlight=False).print(table)
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

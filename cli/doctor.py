@@ -1,0 +1,121 @@
+"""The command doctor: what runs here, on which kernels, with how much of the machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib import metadata
+from typing import Any
+
+import click
+
+from .. import __version__
+from ..runtime.native_library import native_status
+from .inspection_tables import bytes_text
+
+_PACKAGES = ("onnxruntime", "onnx", "numpy", "onnxruntime-genai", "onnxruntime-qnn", "transformers", "torch")
+
+
+def diagnose() -> dict[str, Any]:
+    """Versions, native library, threads, memory in bytes (None where the system does not tell) and providers."""
+    status = native_status()
+    total, available = _memory_bytes()
+    return {
+        "lfm_onnx": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "packages": _versions(),
+        "native": {
+            "library": str(status.path) if status.path else None,
+            "version": status.version,
+            "isa": status.isa,
+            "available_isas": list(status.available),
+            "refused": status.refused,
+            "note": status.note,
+        },
+        "threads": _threads(),
+        "memory_bytes": total,
+        "available_memory_bytes": available,
+        "providers": _providers(),
+    }
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def doctor(as_json: bool) -> None:
+    """Say which versions, kernels, threads, memory and execution providers this machine has for lfm-onnx."""
+    found = diagnose()
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    native = found["native"]
+    if native["isa"]:
+        choices = ", ".join(native["available_isas"])
+        kernels = f"{native['isa']} (this machine can run: {choices}); LFM_OPS_ISA chooses"
+    else:
+        kernels = "ONNX Runtime's own"
+    lines = [
+        ("lfm-onnx", found["lfm_onnx"]),
+        ("python", f"{found['python']}, {found['platform']}"),
+        *((name, version or "not installed") for name, version in found["packages"].items()),
+        ("native library", native["library"] or "none"),
+        ("kernels", kernels),
+        *([("kernels not used", native["refused"])] if native["refused"] else []),
+        *([("note", native["note"])] if native["note"] else []),
+        *([("note", f"the library is of version {native['version']}: reinstall")] if _outdated(native) else []),
+        ("threads", str(found["threads"])),
+        ("memory", _memory_text(found["memory_bytes"], found["available_memory_bytes"])),
+        ("providers", ", ".join(found["providers"]) or "none"),
+    ]
+    width = max(len(name) for name, _ in lines)
+    for name, value in lines:
+        click.echo(f"{name:<{width}}  {value}")
+
+
+def _outdated(native: dict[str, Any]) -> bool:
+    return native["version"] not in (None, "unknown", __version__)
+
+
+def _versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def _providers() -> list[str]:
+    try:
+        import onnxruntime
+    except ImportError:
+        return []
+    return list(onnxruntime.get_available_providers())
+
+
+def _threads() -> int:
+    # The processors that this process may use, which a container or taskset can limit.
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _memory_bytes() -> tuple[int | None, int | None]:
+    try:
+        page = os.sysconf("SC_PAGE_SIZE")
+        total = page * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return None, None
+    try:
+        return total, page * os.sysconf("SC_AVPHYS_PAGES")
+    except (ValueError, OSError):
+        return total, None
+
+
+def _memory_text(total: int | None, available: int | None) -> str:
+    if total is None:
+        return "unknown"
+    return bytes_text(total) + (f", {bytes_text(available)} free" if available is not None else "")

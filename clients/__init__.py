@@ -1,0 +1,1 @@
+"""Adapters that give other libraries an exported model."""

@@ -1,0 +1,75 @@
+"""Float32 weights for the reference, one at a time: small models stay converted, large ones never stay in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from ..checkpoint.checkpoint import Checkpoint
+
+Array = npt.NDArray[np.float32]
+
+CACHE_BYTES = 512 << 20
+# Rows of the LM head are converted in pieces of at most this many bytes of float32.
+CHUNK_BYTES = 32 << 20
+
+
+@dataclass
+class ConvertedWeights:
+    """Converted weights that stay, up to ``budget`` bytes in total, whichever came first.
+
+    Nothing is ever evicted: the layers are read in the same order for every token, and there a cache that evicts the
+    least recently used weight of a model larger than itself would miss every time.
+    """
+
+    budget: int = CACHE_BYTES
+    used: int = 0
+    arrays: dict[tuple[str, int], Array] = field(default_factory=dict)
+
+    def keep(self, key: tuple[str, int], array: Array) -> None:
+        if self.used + array.nbytes <= self.budget:
+            self.arrays[key] = array
+            self.used += array.nbytes
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights of a checkpoint by name under ``prefix``, as float32."""
+
+    checkpoint: Checkpoint
+    converted: ConvertedWeights = field(default_factory=ConvertedWeights)
+    prefix: str = ""
+
+    def scope(self, prefix: str) -> Weights:
+        """The same weights, and the same memory of converted ones, under ``self.prefix + prefix``."""
+        return replace(self, prefix=self.prefix + prefix)
+
+    def __call__(self, name: str) -> Array:
+        """The whole weight in float32. Do not write to it: it may be kept for the next call."""
+        return self._read(self.prefix + name, 0, None)
+
+    def gather(self, name: str, indices: npt.NDArray[np.int64]) -> Array:
+        """Rows ``indices`` of a table, ``[len(indices), …]``, without converting or loading the others."""
+        rows = self.checkpoint.raw(self.prefix + name)[indices].astype(np.float32)
+        self.checkpoint.release(self.prefix + name)
+        return rows
+
+    def row_chunks(self, name: str) -> Iterator[tuple[slice, Array]]:
+        """All rows of a matrix in order, in pieces of at most CHUNK_BYTES of float32 each."""
+        rows, columns = self.checkpoint.shape(self.prefix + name)
+        step = max(1, CHUNK_BYTES // (4 * columns))
+        for first in range(0, rows, step):
+            last = min(first + step, rows)
+            yield slice(first, last), self._read(self.prefix + name, first, last)
+
+    def _read(self, name: str, first: int, last: int | None) -> Array:
+        array = self.converted.arrays.get((name, first))
+        if array is None:
+            array = self.checkpoint.float32(name, slice(first, last))
+            self.converted.keep((name, first), array)
+        return array

@@ -1,0 +1,1 @@
+"""Measures an artifact's speed and memory, each figure in a process of its own."""

@@ -1,0 +1,139 @@
+"""The process whose speed and memory a benchmark measures: loads one engine, then runs what it is asked on stdin.
+
+Requests and replies are JSON, a line each. The first request holds the engine's settings. Every other one either runs
+tokens ({"prompt_ids": [...], "next_ids": [...]}) or saves logits ({"logits_of": [...], "file": "….npy"}).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ...errors import LfmOnnxError
+from ..generation import PREFILL_CHUNK
+from ..model import LfmModel
+from ..npu.model import NpuOptions
+
+
+class Engine(Protocol):
+    """A loaded model that continues one sequence of tokens."""
+
+    def restart(self, tokens: int) -> None:
+        """Forget the sequence; the next one will have at most ``tokens``."""
+
+    def feed(self, ids: Sequence[int]) -> np.ndarray:
+        """Append ``ids``; logits float [V] of the last one, valid until the next call."""
+
+    def step(self, token_id: int) -> np.ndarray:
+        """Append one token the way this engine's own decoding does; logits [V]."""
+
+
+class OnnxEngine:
+    """An exported folder through ``LfmModel``."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        npu = settings.get("npu")
+        self._model = LfmModel.load(
+            settings["folder"],
+            variant=settings.get("variant"),
+            threads=settings.get("threads"),
+            npu=None if npu is None else NpuOptions(**npu),
+        )
+
+    def restart(self, tokens: int) -> None:
+        self._context = self._model.new_context()
+
+    def feed(self, ids: Sequence[int]) -> np.ndarray:
+        for start in range(0, len(ids), PREFILL_CHUNK):
+            logits = self._context.feed(ids[start : start + PREFILL_CHUNK])
+        return logits
+
+    def step(self, token_id: int) -> np.ndarray:
+        return self._context.feed([token_id])
+
+
+def serve(open_engine: Callable[[dict[str, Any]], Engine]) -> None:
+    """Answer requests from stdin until it ends. What libraries print to stdout goes to stderr instead."""
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def reply(content: dict[str, Any]) -> None:
+        print(json.dumps(content), file=replies, flush=True)
+
+    try:
+        settings = json.loads(sys.stdin.readline())
+        started = time.perf_counter()
+        engine = open_engine(settings)
+        reply({"load_s": time.perf_counter() - started})
+        for line in sys.stdin:
+            request = json.loads(line)
+            answer = _save_logits(engine, request) if "logits_of" in request else _timed_run(engine, request)
+            reply({**answer, "peak_rss_bytes": peak_rss_bytes()})
+    except LfmOnnxError as error:
+        reply({"error": str(error)})
+
+
+def _timed_run(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
+    prompt, following = request["prompt_ids"], request["next_ids"]
+    engine.restart(len(prompt) + len(following))
+    started = time.perf_counter()
+    engine.feed(prompt).argmax()
+    first = time.perf_counter()
+    for token_id in following:
+        engine.step(token_id).argmax()
+    return {"prefill_s": first - started, "decode_s": time.perf_counter() - first}
+
+
+def _save_logits(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
+    ids = request["logits_of"]
+    engine.restart(len(ids))
+    np.save(request["file"], np.stack([np.array(engine.feed([token_id]), np.float32) for token_id in ids]))
+    return {}
+
+
+def peak_rss_bytes() -> int:
+    """Most memory that this process ever held at a time, mapped files included."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Not getrusage: its maximum is inherited from the parent process.
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    if sys.platform == "win32":
+        return _windows_peak_rss_bytes()
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+
+
+def _windows_peak_rss_bytes() -> int:
+    import ctypes
+    from ctypes import wintypes
+
+    class Counters(ctypes.Structure):  # PROCESS_MEMORY_COUNTERS
+        _fields_ = (
+            ("cb", wintypes.DWORD),
+            ("PageFaultCount", wintypes.DWORD),
+            ("PeakWorkingSetSize", ctypes.c_size_t),
+            ("others", ctypes.c_size_t * 7),
+        )
+
+    counters = Counters()
+    counters.cb = ctypes.sizeof(counters)
+    kernel = ctypes.windll.kernel32  # type: ignore[attr-defined]
+    kernel.GetCurrentProcess.restype = wintypes.HANDLE
+    kernel.K32GetProcessMemoryInfo.argtypes = (wintypes.HANDLE, ctypes.c_void_p, wintypes.DWORD)
+    kernel.K32GetProcessMemoryInfo(kernel.GetCurrentProcess(), ctypes.byref(counters), counters.cb)
+    return counters.PeakWorkingSetSize
+
+
+if __name__ == "__main__":
+    import onnxruntime  # noqa: F401  (its import is no part of loading a model)
+
+    serve(OnnxEngine)
