@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ArtifactError
-from ..runtime.npu.provider import Versions
 from ..strict_json import parse_json
 from .artifact import Artifact
 from .npu_manifest import NpuManifest, Part, StaticGraph
@@ -20,6 +19,19 @@ RECORD = "compiled.json"
 RECORD_VERSION = 1
 BUILDS = ("device", "emulator")
 """``device``: prefill and decode share one binary with one copy of the weights. ``emulator``: a binary each."""
+
+
+@dataclass(frozen=True)
+class Versions:
+    """What a context binary depends on: it is only valid with the same."""
+
+    onnxruntime: str
+    provider: str
+    qairt: str
+
+    def to_dict(self) -> dict[str, str]:
+        """Plain data, as compiled.json holds it."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ...artifact.artifact import Artifact
-from ...artifact.npu_compiled import BUILDS, PartRecord, part_folder, source_digest
+from ...artifact.npu_compiled import BUILDS, PartRecord, Versions, part_folder, source_digest
 from ...artifact.npu_manifest import NpuManifest, Part
 from ...errors import InputError
 from ...hardware.chips import Chip
 from ...hardware.compile_cost import GraphToCompile, compile_memory, compile_seconds
-from ...runtime.npu.provider import Versions
 
 
 @dataclass(frozen=True)

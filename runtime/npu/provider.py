@@ -8,10 +8,11 @@ import importlib.metadata
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...artifact.npu_compiled import Versions
 from ...errors import LfmOnnxError
 from .windows_catalog import register_catalog
 
@@ -34,19 +35,6 @@ COMPILE_OPTIONS = {
 
 class NpuUnavailable(LfmOnnxError):
     """The NPU, or what is needed to use it, is not there or does not answer."""
-
-
-@dataclass(frozen=True)
-class Versions:
-    """What a context binary depends on: it is only valid with the same."""
-
-    onnxruntime: str
-    provider: str
-    qairt: str
-
-    def to_dict(self) -> dict[str, str]:
-        """Plain data, as compiled.json holds it."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
