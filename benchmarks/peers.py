@@ -17,7 +17,8 @@ import click
 import numpy as np
 from lfm_onnx.checkpoint.checkpoint import Checkpoint
 from lfm_onnx.errors import LfmOnnxError
-from lfm_onnx.hardware.memory_bandwidth import MemoryBandwidth, physical_cores
+from lfm_onnx.hardware.cores import physical_cores
+from lfm_onnx.hardware.memory_bandwidth import MemoryBandwidth
 from lfm_onnx.runtime.bench.bench import random_ids, repeated_runs, statistics
 from lfm_onnx.runtime.bench.process import BenchWorker
 from lfm_onnx.runtime.parity.metrics import row_metrics

@@ -24,7 +24,7 @@ import peers_llama_cpp
 from lfm_onnx.checkpoint.checkpoint import Checkpoint
 from lfm_onnx.checkpoint.tokenizer import ChatTokenizer
 from lfm_onnx.errors import LfmOnnxError
-from lfm_onnx.hardware.memory_bandwidth import physical_cores
+from lfm_onnx.hardware.cores import physical_cores
 from lfm_onnx.quantize.calibration_text import DEFAULT_CALIBRATION_TOKENS, load_calibration
 from lfm_onnx.quantize.quantization import Sequences, calibration_sequences, sequences_digest
 from lfm_onnx.runtime.parity.metrics import clustered_mean, row_metrics

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from importlib import metadata
 from typing import Any
@@ -11,6 +10,8 @@ from typing import Any
 import click
 
 from .. import __version__
+from ..hardware.cores import usable_processors
+from ..hardware.memory import available_memory_bytes, total_memory_bytes
 from ..runtime.native_library import native_status
 from .inspection_tables import bytes_text
 
@@ -20,7 +21,6 @@ _PACKAGES = ("onnxruntime", "onnx", "numpy", "onnxruntime-genai", "onnxruntime-q
 def diagnose() -> dict[str, Any]:
     """Versions, native library, threads, memory in bytes (None where the system does not tell) and providers."""
     status = native_status()
-    total, available = _memory_bytes()
     return {
         "lfm_onnx": __version__,
         "python": platform.python_version(),
@@ -35,9 +35,9 @@ def diagnose() -> dict[str, Any]:
             "refused": status.refused,
             "note": status.note,
         },
-        "threads": _threads(),
-        "memory_bytes": total,
-        "available_memory_bytes": available,
+        "threads": usable_processors(),
+        "memory_bytes": total_memory_bytes(),
+        "available_memory_bytes": available_memory_bytes(),
         "providers": _providers(),
     }
 
@@ -94,25 +94,6 @@ def _providers() -> list[str]:
     except ImportError:
         return []
     return list(onnxruntime.get_available_providers())
-
-
-def _threads() -> int:
-    # The processors that this process may use, which a container or taskset can limit.
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _memory_bytes() -> tuple[int | None, int | None]:
-    try:
-        page = os.sysconf("SC_PAGE_SIZE")
-        total = page * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
-        return None, None
-    try:
-        return total, page * os.sysconf("SC_AVPHYS_PAGES")
-    except (ValueError, OSError):
-        return total, None
 
 
 def _memory_text(total: int | None, available: int | None) -> str:

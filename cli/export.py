@@ -185,7 +185,7 @@ def _export_npu(plan: NpuPlan, wanted: list[Chip]) -> dict[str, Any]:
 
 def _require_compiler(plan: NpuPlan) -> None:
     """NpuUnavailable before the export's work, not behind it, where nothing can compile."""
-    from ..mobile_bridge.qnn.compile_plan import available_memory_bytes
+    from ..hardware.memory import available_memory_bytes
     from ..runtime.npu.provider import device
 
     device()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,6 +11,7 @@ import numpy.typing as npt
 
 from ..artifact.formats import BlockFormat, QuantizedRows
 from ..errors import CheckpointError
+from ..hardware.cores import thread_count
 
 Chunks = Callable[[], Iterator[npt.NDArray[np.float32]]]
 Arrays = Iterator[npt.NDArray[np.generic]]
@@ -37,7 +37,7 @@ class BlockWeight:
         self._format = fmt
         self._rows = rows
         self._quantize = quantize
-        self._threads = min(threads or os.cpu_count() or 1, MOST_THREADS)
+        self._threads = min(thread_count(threads), MOST_THREADS)
         self._scales: list[npt.NDArray[np.generic]] | None = None
         self._zero_points: list[npt.NDArray[np.generic]] | None = None
 

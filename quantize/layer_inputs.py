@@ -6,7 +6,6 @@ few rows of one weight matrix at a time are all that is held.
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ import numpy.typing as npt
 
 from ..artifact.formats import Float32
 from ..errors import InputError
+from ..hardware.cores import thread_count
 from ..reference.blocks import attention, rms_norm, rotary_angles, short_conv, sparse_moe, swiglu
 from ..reference.weights import ConvertedWeights, Weights
 from .blas_threads import single_threaded_blas
@@ -74,7 +74,7 @@ class LayerInputs:
                     f"the calibration text has token ids outside of 0 to {self._config.vocab_size - 1}; "
                     "use the tokenizer that came with the checkpoint"
                 )
-        self._threads = threads or os.cpu_count() or 1
+        self._threads = thread_count(threads)
         self._stepping = threading.RLock()
         self._lock = threading.Lock()
         self._head: Float32 | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..artifact.formats import BlockFormat, Float32, dequantize
+from ..hardware.cores import thread_count
 from ..reference.weights import ConvertedWeights, Weights
 from .quantization import Quantization
 from .tensor_groups import Formats, TensorGroup, tensor_groups
@@ -99,7 +99,7 @@ class QuantizedWeights:
 
         if len(pieces) == 1:
             return rounded(values)
-        with ThreadPoolExecutor(self.quantization.threads or os.cpu_count() or 1) as pool:
+        with ThreadPoolExecutor(thread_count(self.quantization.threads)) as pool:
             return np.concatenate(list(pool.map(rounded, pieces)))
 
 

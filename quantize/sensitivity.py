@@ -14,7 +14,6 @@ r times their own deviation; KLD is half the variance of that. The head is measu
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ import numpy.typing as npt
 
 from ..artifact.formats import BlockFormat
 from ..errors import InputError
+from ..hardware.cores import thread_count
 from ..reference.weights import ConvertedWeights, Weights
 from .blas_threads import single_threaded_blas
 from .divergence import Streams, divergence, embed, feed_forward, logits, operator
@@ -69,8 +69,7 @@ def measure_sensitivity(
     The groups and formats of one layer are tried at the same time, and BLAS keeps to one thread for each: what is
     found, and so what is chosen, does not depend on the number of threads.
     """
-    threads = quantization.threads or os.cpu_count() or 1
-    with single_threaded_blas(), ThreadPoolExecutor(threads) as pool:
+    with single_threaded_blas(), ThreadPoolExecutor(thread_count(quantization.threads)) as pool:
         return _Sensitivity(quantization, candidates, sequences, progress, pool).run()
 
 

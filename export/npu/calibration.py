@@ -11,11 +11,12 @@ import numpy.typing as npt
 
 from ...checkpoint.checkpoint import Checkpoint
 from ...errors import InputError
+from ...hardware.cores import thread_count
 from ...quantize.blas_threads import single_threaded_blas
 from .expert_ranges import Routed, observe_experts
 from .float_runner import FloatGraph, FloatPart, Ranges
 from .float_weights import row_pieces
-from .ordered_work import in_order, thread_count
+from .ordered_work import in_order
 from .part_graph import MoeForm, PartShape, Phase, declare_part, residual_name
 from .quantization import Range
 from .static_graph import Array

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
@@ -10,11 +9,6 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-def thread_count(threads: int | None) -> int:
-    """``threads``, or one for each processor."""
-    return threads or os.cpu_count() or 1
 
 
 def in_order(

@@ -15,9 +15,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from ... import __version__
+from ...hardware.cores import thread_count
 from .float_model import FloatModel
 from .float_weights import float_array, packed_half
-from .ordered_work import in_order, thread_count
+from .ordered_work import in_order
 from .part_graph import Phase
 from .qdq_model import QdqModel
 from .quantization import Quantization

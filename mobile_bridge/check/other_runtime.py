@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 
 from ...artifact.artifact import Artifact
 from ...checkpoint.checkpoint import Checkpoint
+from ...hardware.cores import usable_processors
 from ...runtime.parity.identity import require_same_config
 from ...runtime.parity.metrics import LogitComparison, LogitMetrics
 from ...runtime.parity.report.contents import Thresholds
@@ -62,7 +62,7 @@ def run_elsewhere(
             "provider": provider,
             "sequences": what,
             "logits": str(target),
-            "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+            "threads": usable_processors(),
         }
         result, log = run_worker([str(interpreter or sys.executable), str(_WORKER_FILE)], request)
         if result is None:

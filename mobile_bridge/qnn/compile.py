@@ -19,8 +19,9 @@ from ...errors import ArtifactError, InputError, LfmOnnxError, OutputError
 from ...hardware.chips import Chip
 from ...hardware.chips import chip as chip_named
 from ...hardware.compile_cost import LARGEST_GRAPH_BYTES
+from ...hardware.memory import available_memory_bytes
 from ...runtime.npu.provider import COMPILE_OPTIONS, versions
-from .compile_plan import PlannedPart, available_memory_bytes, plan_compile
+from .compile_plan import PlannedPart, plan_compile
 
 _WORKER = "lfm_onnx.mobile_bridge.qnn.compile_worker"
 _LOG_TAIL = 12

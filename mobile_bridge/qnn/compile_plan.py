@@ -55,16 +55,6 @@ def plan_compile(
     ]
 
 
-def available_memory_bytes() -> int | None:
-    """Memory that can be had without swapping; None where the system does not say."""
-    path = Path("/proc/meminfo")
-    if not path.is_file():
-        return None
-    lines = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
-    value = lines.get("MemAvailable", "").split()
-    return int(value[0]) * 1024 if value else None
-
-
 def _planned(
     artifact: Artifact, part: Part, weights: str, chip: Chip, build: str, here: Versions | None
 ) -> PlannedPart:

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ...runtime.bench.worker import peak_rss_bytes
+from ...hardware.memory import peak_rss_bytes
 from ...runtime.npu.provider import one_line, open_session
 
 _LOG_WARNINGS = 2

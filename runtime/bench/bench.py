@@ -12,12 +12,13 @@ import numpy as np
 
 from ...artifact.artifact import Artifact
 from ...errors import InputError
-from ...hardware.memory_bandwidth import MemoryBandwidth, physical_cores
+from ...hardware.cores import physical_cores
+from ...hardware.memory_bandwidth import MemoryBandwidth
 from ..inspection import inspect_artifact
 from .process import BenchWorker
 
 PERCENTILES = (5, 95)
-_WORKER = (sys.executable, "-m", f"{__package__}.bench_worker")
+_WORKER = (sys.executable, "-m", f"{__package__}.worker")
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from ...errors import LfmOnnxError
+from ...hardware.memory import peak_rss_bytes
 from ..generation import PREFILL_CHUNK
 from ..model import LfmModel
 from ..npu.model import NpuOptions
@@ -96,41 +96,6 @@ def _save_logits(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
     engine.restart(len(ids))
     np.save(request["file"], np.stack([np.array(engine.feed([token_id]), np.float32) for token_id in ids]))
     return {}
-
-
-def peak_rss_bytes() -> int:
-    """Most memory that this process ever held at a time, mapped files included."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        # Not getrusage: its maximum is inherited from the parent process.
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    if sys.platform == "win32":
-        return _windows_peak_rss_bytes()
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
-
-
-def _windows_peak_rss_bytes() -> int:
-    import ctypes
-    from ctypes import wintypes
-
-    class Counters(ctypes.Structure):  # PROCESS_MEMORY_COUNTERS
-        _fields_ = (
-            ("cb", wintypes.DWORD),
-            ("PageFaultCount", wintypes.DWORD),
-            ("PeakWorkingSetSize", ctypes.c_size_t),
-            ("others", ctypes.c_size_t * 7),
-        )
-
-    counters = Counters()
-    counters.cb = ctypes.sizeof(counters)
-    kernel = ctypes.windll.kernel32  # type: ignore[attr-defined]
-    kernel.GetCurrentProcess.restype = wintypes.HANDLE
-    kernel.K32GetProcessMemoryInfo.argtypes = (wintypes.HANDLE, ctypes.c_void_p, wintypes.DWORD)
-    kernel.K32GetProcessMemoryInfo(kernel.GetCurrentProcess(), ctypes.byref(counters), counters.cb)
-    return counters.PeakWorkingSetSize
 
 
 if __name__ == "__main__":

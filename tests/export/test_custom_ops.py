@@ -438,9 +438,10 @@ def test_weights_may_be_initializers_of_either_precision(runner: str, dtype: ir.
 
 
 _PEAK_OF_A_PREFILL = """
-import resource, sys
+import sys
 import numpy as np
 import onnxruntime as ort
+from lfm_onnx.hardware.memory import peak_rss_bytes
 
 options = ort.SessionOptions()
 options.intra_op_num_threads = 1
@@ -449,12 +450,11 @@ hidden = int(sys.argv[2])
 peaks = []
 for tokens in (1, 512):
     session.run(None, {"x": np.random.default_rng(0).standard_normal((tokens, hidden), np.float32)})
-    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+    peaks.append(peak_rss_bytes())
 print(peaks[1] - peaks[0])
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="peak memory is read from getrusage")
 @pytest.mark.parametrize("style", BodyStyle)
 def test_a_prefill_copies_no_expert_per_token(style: BodyStyle, tmp_path: Path) -> None:
     """512 tokens with two experts each: a copy per token would take 800 MB."""

@@ -227,24 +227,20 @@ def test_a_folder_that_transformers_cannot_load_is_refused_in_one_line(
 
 
 MEASURE_PEAK = """
-import re, sys
-from pathlib import Path
+import sys
 import numpy as np
 from lfm_onnx.checkpoint.checkpoint import Checkpoint
+from lfm_onnx.hardware.memory import peak_rss_bytes
 from lfm_onnx.reference.model import Reference
-
-def peak():  # not ru_maxrss, which a child process inherits from its parent
-    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
 checkpoint = Checkpoint.open(sys.argv[1])
 reference = Reference(checkpoint, cache_bytes=int(sys.argv[2]))
-before = peak()
+before = peak_rss_bytes()
 reference.forward(np.arange(32), logits="last")
-print(peak() - before)
+print(peak_rss_bytes() - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_peak_memory_is_bounded_by_the_cache_and_not_by_the_checkpoint(tmp_path: Path) -> None:
     """A model of 150 MB whose largest matrix takes 3 MB in float32: neither files nor weights stay resident."""
     stored = write_wide_moe(tmp_path)

@@ -51,7 +51,7 @@ def checkpoint(folder: Path, tiny_lfm: Path) -> Path:
 _COMMAND = """
 import atexit, sys
 from lfm_onnx.cli.main import main
-from lfm_onnx.runtime.bench.worker import peak_rss_bytes
+from lfm_onnx.hardware.memory import peak_rss_bytes
 atexit.register(lambda: print(peak_rss_bytes()))
 main()
 """
