@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from .progress import say
+
 _MISSED = 1
 TARGETS = ("qnn", "openvino", "nnapi", "xnnpack", "windows-ml")
 _PATH = click.Path(path_type=Path)
@@ -32,7 +34,7 @@ def check(context: click.Context, folder: Path, target: str, as_json: bool, **op
     """
     from ..mobile_bridge.check.run import run_check
 
-    report = run_check(folder, target, progress=lambda line: click.echo(line, err=True), **options)
+    report = run_check(folder, target, progress=say, **options)
     if as_json:
         click.echo(json.dumps(report.to_dict(), ensure_ascii=False))
     else:

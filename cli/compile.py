@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .progress import say
+
 if TYPE_CHECKING:
     from ..mobile_bridge.qnn.compile_plan import PlannedPart
 
@@ -64,7 +66,7 @@ def compile_command(
             _print_plan(plan)
         return
     options = CompileOptions(chosen, wanted, round(memory_gb * 1e9) if memory_gb else None, force, list(parts) or None)
-    records = compile_export(folder, options, lambda line: click.echo(line, err=True))
+    records = compile_export(folder, options, say)
     if as_json:
         click.echo(json.dumps({"parts": [describe(record) for record in records]}))
         return

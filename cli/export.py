@@ -1,6 +1,6 @@
 """`lfm-onnx export`: for the CPU, or with --target qnn for Qualcomm's NPU, where it may go on to compile.
 
-Like cli.py it stands above the folders: exporting is export/'s work, compiling that of mobile_bridge/.
+Exporting is export/'s work, compiling that of mobile_bridge/.
 """
 
 from __future__ import annotations
@@ -14,14 +14,11 @@ from click.core import ParameterSource
 
 from ..checkpoint.checkpoint import Checkpoint
 from ..errors import InputError
-from ..export.export_request import (
-    ContextLengths,
-    ExportRequest,
-    Size,
-    export_options,
-    print_result,
-    run_export,
-)
+from ..export.export_request import ExportRequest, run_export
+from .export_console import print_result
+from .export_options import ContextLengths, Size, export_options
+from .interrupt import end_like_an_interrupt
+from .progress import export_bytes, say, step_progress
 
 if TYPE_CHECKING:
     from ..export.npu_request import NpuPlan, NpuRequest
@@ -113,7 +110,9 @@ def export(
         if len(lengths) > 1:
             raise InputError("several context lengths are for --target qnn; a CPU artifact takes all up to one")
         request = ExportRequest(**options, context_length=lengths[0] if lengths else None)
-        print_result(run_export(_open(checkpoint, revision), request), as_json=request.as_json)
+        end_like_an_interrupt()
+        exported = run_export(_open(checkpoint, revision), request, say, export_bytes)
+        print_result(exported, as_json=request.as_json)
         return
     if not options["tokenizer"]:
         raise InputError("--target qnn calibrates on text, which needs a tokenizer: leave out --no-tokenizer")
@@ -151,7 +150,7 @@ def _for_npu(
 
 
 def _open(checkpoint: str, revision: str | None) -> Checkpoint:
-    return Checkpoint.open(checkpoint, revision=revision, progress=lambda line: click.echo(line, err=True))
+    return Checkpoint.open(checkpoint, revision=revision, progress=say)
 
 
 def _out_of_place(flag: str, target: str) -> str:
@@ -171,7 +170,9 @@ def _export_npu(plan: NpuPlan, wanted: list[Chip]) -> dict[str, Any]:
 
     if wanted:
         _require_compiler(plan)
-    exported = {**plan.to_dict(), **run_npu_export(plan)}
+    end_like_an_interrupt()
+    with step_progress("Exporting", plan.steps) as on_step:
+        exported = {**plan.to_dict(), **run_npu_export(plan, on_step)}
     if not wanted:
         return {**exported, "compile_command": _compile_command(plan.output, wanted)}
     from ..artifact.npu_compiled import describe
@@ -179,7 +180,7 @@ def _export_npu(plan: NpuPlan, wanted: list[Chip]) -> dict[str, Any]:
 
     again = _compile_command(plan.output, wanted)
     click.echo(f"wrote {plan.output}; compiling, which `{again}` goes on with if it is interrupted", err=True)
-    records = compile_export(plan.output, CompileOptions(wanted), lambda line: click.echo(line, err=True))
+    records = compile_export(plan.output, CompileOptions(wanted), say)
     return {**exported, "compiled": [describe(record) for record in records]}
 
 
@@ -208,8 +209,10 @@ def _compile_command(output: Path, wanted: list[Chip]) -> str:
 
 
 def _text(plan: NpuPlan, result: dict[str, Any]) -> str:
+    from .npu_plan_console import npu_plan_line, npu_plan_table
+
     verb = "would write" if result.get("dry_run") else "wrote"
-    lines = [f"{verb} {plan}", *plan.table()]
+    lines = [f"{verb} {npu_plan_line(plan)}", *npu_plan_table(plan)]
     if "seconds" in result:
         lines.append(f"{result['bytes'] / 1e6:.1f} MB in {result['seconds']:.1f} s")
     if "compiled" in result:

@@ -1,12 +1,18 @@
-"""Progress of long work on stderr: a bar with an estimate in a terminal, nothing elsewhere."""
+"""Progress of long work on stderr: lines, and a bar with an estimate in a terminal."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
 
+import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+
+def say(line: str) -> None:
+    """What is being done, to stderr: stdout is for results."""
+    click.echo(line, err=True)
 
 
 @contextlib.contextmanager
@@ -23,6 +29,11 @@ def byte_progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task(label, total=total)
         yield lambda count: progress.advance(task, count)
+
+
+def export_bytes(total: int) -> contextlib.AbstractContextManager[Callable[[int], None]]:
+    """The bar of an export that writes ``total`` bytes."""
+    return byte_progress("Exporting", total)
 
 
 @contextlib.contextmanager

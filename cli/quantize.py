@@ -8,13 +8,11 @@ from typing import Any
 import click
 
 from ..export.artifact_source import ArtifactSource
-from ..export.export_request import (
-    ExportRequest,
-    export_options,
-    print_result,
-    run_export,
-    with_context_length,
-)
+from ..export.export_request import ExportRequest, run_export, with_context_length
+from .export_console import print_result
+from .export_options import export_options
+from .interrupt import end_like_an_interrupt
+from .progress import export_bytes, say
 
 
 @click.command()
@@ -36,11 +34,12 @@ def quantize(artifact: Path, variant: str | None, report: Path | None, **options
         require_report_file(report)
     source = ArtifactSource.open(artifact, variant)
     request = with_context_length(request, source.context_length)
-    exported = run_export(source, request)
+    end_like_an_interrupt()
+    exported = run_export(source, request, say, export_bytes)
     if report is not None and exported.plan.quantization is not None and not request.dry_run:
         from ..export.quality_report import quality_report
         from ..quantize.report.contents import write_report
 
-        write_report(report, quality_report(exported, lambda line: click.echo(line, err=True)))
-        click.echo(f"wrote {report}", err=True)
+        write_report(report, quality_report(exported, say))
+        say(f"wrote {report}")
     print_result(exported, as_json=request.as_json)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint.checkpoint import Checkpoint
-from ..cli.progress import step_progress
 from ..errors import InputError
 from ..quantize.methods import Method
 from ..quantize.own_text import writes_own_text
 from ..quantize.quantization import calibration_sequences
-from .export_request import end_like_an_interrupt
 from .npu import NpuOptions, NpuWeights, Part, export_npu, plan_parts
 from .npu.npu_manifest import NPU_MANIFEST_NAME
 
@@ -56,6 +55,11 @@ class NpuPlan:
     @property
     def output(self) -> Path:
         return self.request.output
+
+    @property
+    def steps(self) -> int:
+        """Of the export: layers to calibrate and parts to write."""
+        return self.source.config.num_hidden_layers + len(self.parts)
 
     @property
     def compile_memory(self) -> int:
@@ -107,36 +111,6 @@ class NpuPlan:
             "compile_seconds": round(self.compile_seconds, 1),
         }
 
-    def __str__(self) -> str:
-        lengths = ", ".join(map(str, self.options.context_lengths))
-        return (
-            f"{self.output}: {self.precision} for the NPU in {len(self.parts)} part(s), prefill in chunks of "
-            f"{self.options.chunk} tokens, context {lengths}"
-        )
-
-    def table(self) -> list[str]:
-        """Lines of text: the parts, and what they add up to."""
-        row = "{:6} {:14} {:>10} {:>10} {:>10} {:>15} {:>13}".format
-        lines = [row("part", "layers", "prefill", "decode", "a token", "compile memory", "compile time")]
-        for part in self.parts:
-            layers = f"{part.first_layer}-{part.last_layer - 1}" if part.last_layer > part.first_layer else ""
-            lines.append(
-                row(
-                    f"part{part.index}",
-                    " + ".join(filter(None, [layers, "head" if part.head else ""])),
-                    *(_size(size) for size in (part.weight_bytes["prefill"], part.weight_bytes["decode"])),
-                    _size(part.token_bytes),
-                    _size(part.compile_memory),
-                    f"{part.compile_seconds:.0f} s",
-                )
-            )
-        return [
-            *lines,
-            f"{_size(self.token_bytes)} of weights read a token, {_size(self.binary_bytes)} of binaries for one chip; "
-            f"compiling is expected to take {_size(self.compile_memory)} of memory and "
-            f"{_duration(self.compile_seconds)} on two cores",
-        ]
-
 
 def plan_npu(source: Checkpoint, request: NpuRequest) -> NpuPlan:
     """Check the request and cut the model into parts; reads no weights. Raises InputError."""
@@ -173,14 +147,14 @@ def plan_npu(source: Checkpoint, request: NpuRequest) -> NpuPlan:
     return NpuPlan(source, request, precision, options, tuple(parts))
 
 
-def run_npu_export(plan: NpuPlan) -> dict[str, Any]:
-    """Calibrate and write the artifact; what there is to say of it: model, bytes on disk, seconds."""
-    end_like_an_interrupt()
+def run_npu_export(plan: NpuPlan, on_step: Callable[[str], None] = lambda step: None) -> dict[str, Any]:
+    """Calibrate and write the artifact; what there is to say of it: model, bytes on disk, seconds.
+
+    on_step: is told of each of ``plan.steps`` steps when it is done.
+    """
     started = time.perf_counter()
     options, text = _calibrated(plan)
-    steps = plan.source.config.num_hidden_layers + len(plan.parts)
-    with step_progress("Exporting", steps) as on_step:
-        export_npu(plan.source, plan.output, options, on_step=on_step)
+    export_npu(plan.source, plan.output, options, on_step=on_step)
     return {
         "model": str(plan.output / NPU_MANIFEST_NAME),
         "calibration": text,
@@ -198,11 +172,3 @@ def _calibrated(plan: NpuPlan) -> tuple[NpuOptions, str]:
         return replace(plan.options, calibration_tokens=tokens), "shipped text"
     sequences = calibration_sequences(plan.source, path, tokens)
     return replace(plan.options, calibration=sequences), "own and shipped text" if path is None else str(path)
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} s"

@@ -15,7 +15,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 from lfm_onnx.checkpoint.checkpoint import Checkpoint
-from lfm_onnx.cli import generate as commands
+from lfm_onnx.cli.chat import chat as chat_command
+from lfm_onnx.cli.generate import generate as generate_command
 from lfm_onnx.cli.terminal import AnswerWriter
 from lfm_onnx.errors import ArtifactError, InputError, LfmOnnxError
 from lfm_onnx.export import BodyStyle, ExportOptions, export_checkpoint
@@ -404,16 +405,16 @@ def test_loading_and_answering_needs_neither_torch_nor_transformers(exported: Ca
 def test_the_generate_command_streams_text_or_prints_one_json_object(exported: Callable[[str, str], Path]) -> None:
     folder, run = str(exported("tiny_lfm", "custom")), CliRunner().invoke
     question = ["-p", "What is 3 + 4?", "--temperature", "0", "--threads", "1"]
-    data = json.loads(run(commands.generate, [folder, *question, "--json"]).stdout)
+    data = json.loads(run(generate_command, [folder, *question, "--json"]).stdout)
     assert data["text"] == f"<think>{data['reasoning']}</think>{data['answer']}"
     assert data["finish_reason"] == "stop"
-    assert run(commands.generate, [folder, *question]).stdout == data["text"] + "\n"
-    assert run(commands.generate, [folder, *question, "--hide-thinking"]).stdout == data["answer"] + "\n"
-    piped = run(commands.generate, [folder, "-p", "-", *question[2:]], input="What is 3 + 4?")
+    assert run(generate_command, [folder, *question]).stdout == data["text"] + "\n"
+    assert run(generate_command, [folder, *question, "--hide-thinking"]).stdout == data["answer"] + "\n"
+    piped = run(generate_command, [folder, "-p", "-", *question[2:]], input="What is 3 + 4?")
     assert piped.stdout == data["text"] + "\n"
-    raw = run(commands.generate, [folder, *question, "--raw", "--max-new-tokens", "4", "--json"])
+    raw = run(generate_command, [folder, *question, "--raw", "--max-new-tokens", "4", "--json"])
     assert json.loads(raw.stdout)["prompt_tokens"] < data["prompt_tokens"]
-    assert isinstance(run(commands.generate, [folder, *question, "--raw", "--system", "x"]).exception, InputError)
+    assert isinstance(run(generate_command, [folder, *question, "--raw", "--system", "x"]).exception, InputError)
 
 
 def test_the_chat_command_answers_line_by_line_from_a_pipe(exported: Callable[[str, str], Path]) -> None:
@@ -423,7 +424,7 @@ def test_the_chat_command_answers_line_by_line_from_a_pipe(exported: Callable[[s
     conversation = Conversation(model, do_sample=False)
     answers = [conversation.send(line).result.text for line in lines]
     options = [folder, "--temperature", "0", "--threads", "1"]
-    chat = CliRunner().invoke(commands.chat, options, input="\n".join([*lines, "/reset", lines[0], "/exit", "no"]))
+    chat = CliRunner().invoke(chat_command, options, input="\n".join([*lines, "/reset", lines[0], "/exit", "no"]))
     assert chat.stdout == "\n".join([*answers, answers[0]]) + "\n"
     assert chat.exit_code == 0
 
@@ -435,11 +436,11 @@ def test_tools_reach_the_prompt_and_a_tools_file_is_checked(
     options = [folder, "-p", "x", "--json", "--max-new-tokens", "1"]
     file = tmp_path / "tools.json"
     file.write_text('[{"name": "convert"}]')
-    with_tools = json.loads(run(commands.generate, [*options, "--tools", str(file)]).stdout)
-    assert with_tools["prompt_tokens"] > json.loads(run(commands.generate, options).stdout)["prompt_tokens"]
+    with_tools = json.loads(run(generate_command, [*options, "--tools", str(file)]).stdout)
+    assert with_tools["prompt_tokens"] > json.loads(run(generate_command, options).stdout)["prompt_tokens"]
     for content in ("{", '{"name": "convert"}', "[1]"):
         file.write_text(content)
-        failure = run(commands.generate, [*options, "--tools", str(file)]).exception
+        failure = run(generate_command, [*options, "--tools", str(file)]).exception
         assert isinstance(failure, InputError) and "tools.json" in str(failure)
 
 

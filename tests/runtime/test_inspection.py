@@ -11,7 +11,7 @@ import onnx
 import pytest
 from click.testing import CliRunner
 from lfm_onnx.checkpoint.checkpoint import Checkpoint
-from lfm_onnx.cli import generate as commands
+from lfm_onnx.cli.inspect import inspect as inspect_command
 from lfm_onnx.errors import ArtifactError
 from lfm_onnx.export import BodyStyle, ExportOptions, export_checkpoint
 from lfm_onnx.runtime.inspection import Inspection, inspect_artifact
@@ -114,9 +114,9 @@ def test_every_weight_belongs_to_a_class_of_its_own_kind(inspected: Inspected) -
 
 def test_the_command_prints_the_same_figures_for_people_and_as_json(inspected: Inspected) -> None:
     _, folder, inspection = inspected("moe")
-    data = json.loads(CliRunner().invoke(commands.inspect, [str(folder), "--json"]).stdout)
+    data = json.loads(CliRunner().invoke(inspect_command, [str(folder), "--json"]).stdout)
     assert data == json.loads(json.dumps(inspection.to_dict()))
-    text = CliRunner().invoke(commands.inspect, [str(folder)]).stdout
+    text = CliRunner().invoke(inspect_command, [str(folder)]).stdout
     for expected in (f"{inspection.parameters:,} parameters", "SparseMoE", "past_conv.0", "experts"):
         assert expected in text
 
@@ -131,6 +131,6 @@ def test_verify_finds_a_file_altered_where_the_quick_look_may_not(inspected: Ins
     weights = bytearray(data.read_bytes())
     weights[len(weights) // 2] ^= 1
     data.write_bytes(weights)
-    failure = CliRunner().invoke(commands.inspect, [str(tmp_path), "--verify"]).exception
+    failure = CliRunner().invoke(inspect_command, [str(tmp_path), "--verify"]).exception
     assert isinstance(failure, ArtifactError)
     assert "model.onnx_data" in str(failure)

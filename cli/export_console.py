@@ -1,0 +1,54 @@
+"""What was exported, or would be, on the console."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+
+from ..export.export_request import Exported
+from ..quantize.tensor_groups import tensor_groups
+
+
+def print_result(exported: Exported, *, as_json: bool) -> None:
+    """To stdout."""
+    click.echo(json.dumps(exported.result, indent=2) if as_json else _text(exported))
+    sys.stdout.flush()
+
+
+def _text(exported: Exported) -> str:
+    result = exported.result
+    state = sum(result["state_bytes"].values())
+    lines = [
+        f"{'would write' if result.get('dry_run') else 'wrote'} {result['output']}: {result['precision']}, "
+        f"{result['ops']} ops, {result['data_bytes'] / 1e6:.1f} MB of weights in {len(result['data_files'])} file(s)",
+        f"context {result['context_length']} tokens, {state / 1e6:.1f} MB of state at that length",
+        *_quantization_lines(exported),
+    ]
+    if "seconds" in result:
+        lines.append(
+            f"{result['parameters'] / 1e6:.1f} M parameters in {result['seconds']:.1f} s "
+            f"({result['seconds_per_gb']:.2f} s per GB written)"
+        )
+    return "\n".join(lines)
+
+
+def _quantization_lines(exported: Exported) -> list[str]:
+    quantization, chosen = exported.plan.quantization, exported.chosen
+    if quantization is None:
+        return []
+    text = quantization.recipe.calibration
+    calibrated = "not calibrated" if text is None else f"calibrated on up to {text.tokens} tokens"
+    lines = [f"method {quantization.recipe.method}, {calibrated}"]
+    if chosen is None:
+        return lines
+    if chosen.measured is not None:
+        found = chosen.measured
+        lines.append(f"KLD {found.kld:.3g} nats (± {found.standard_error:.1g}) on {found.tokens} held-out tokens")
+    for group in tensor_groups(quantization.checkpoint.config):
+        fmt = quantization.recipe.formats[group.name]
+        effect = chosen.effect(group.name)
+        cost = "" if effect is None else f"  {effect:9.2e} nats"
+        lines.append(f"  {group.name:50} {fmt.bits} bits, blocks of {fmt.block_size:3}{cost}")
+    return lines

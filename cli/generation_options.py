@@ -1,0 +1,67 @@
+"""Options of the commands that answer: what `generate` and `chat` share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import InputError
+from ..strict_json import parse_json
+from .npu_options import npu_options, take_npu_options
+from .progress import say
+
+if TYPE_CHECKING:
+    from ..runtime.npu.model import NpuOptions
+
+artifact_argument = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+variant_option = click.option(
+    "--variant", help="Precision to run, such as fp32 or fp16; the artifact's first by default."
+)
+
+
+def generation_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds what `generate` and `chat` share."""
+    for option in reversed(
+        [
+            click.option("--system", help="System message."),
+            click.option("--tools", type=click.Path(path_type=Path), metavar="FILE.json", help="Tools: JSON schemas."),
+            click.option("--max-new-tokens", type=int, help="Most tokens of an answer."),
+            click.option("--temperature", type=float, help="0 takes the most likely token."),
+            click.option("--top-k", type=int, help="Draw from the K most likely tokens; 0 for all."),
+            click.option("--top-p", type=float, help="Draw from the most likely tokens that make up this share."),
+            click.option("--min-p", type=float, help="Leave out tokens below this share of the likeliest one's."),
+            click.option("--repetition-penalty", type=float, help="Above 1 makes tokens that occurred less likely."),
+            click.option("--seed", type=int, help="Makes sampling repeatable."),
+            click.option("--threads", type=int, help="CPU threads; every core by default."),
+            click.option("--context-length", type=int, help="Most tokens to keep; the artifact's own by default."),
+            variant_option,
+            click.option("--no-native", "native", flag_value=False, default=None, help="Go without native kernels."),
+            click.option("--hide-thinking", is_flag=True, help="Leave out <think>…</think>."),
+        ]
+    ):
+        command = option(command)
+    return npu_options(command)
+
+
+def npu_settings(options: dict[str, Any]) -> NpuOptions | None:
+    """Removes the NPU's options from ``options``; None where none was given."""
+    from ..runtime.npu.model import NpuOptions
+
+    given = take_npu_options(options)
+    return NpuOptions(**given, notice=say) if given else None
+
+
+def read_tools(path: Path | None) -> list[dict[str, Any]] | None:
+    """The schemas in a file. InputError where it holds no list of objects."""
+    if path is None:
+        return None
+    try:
+        tools = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise InputError(f"{path}: expected a list of JSON schemas")
+    return tools

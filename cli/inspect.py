@@ -1,0 +1,27 @@
+"""The command `lfm-onnx inspect`: what an artifact holds and costs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from .generation_options import artifact_argument, variant_option
+
+
+@click.command()
+@artifact_argument
+@variant_option
+@click.option("--verify", is_flag=True, help="Compare the SHA-256 of every file first.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def inspect(folder: Path, variant: str | None, verify: bool, as_json: bool) -> None:
+    """Show what the artifact in DIR holds and costs."""
+    from ..runtime.inspection import inspect_artifact
+    from .inspection_tables import print_inspection
+
+    inspection = inspect_artifact(folder, variant, verify="full" if verify else "quick")
+    if as_json:
+        click.echo(json.dumps(inspection.to_dict(), ensure_ascii=False))
+    else:
+        print_inspection(inspection)
