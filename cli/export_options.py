@@ -11,7 +11,7 @@ import click
 
 from ..artifact.formats import SCALE_DTYPES
 from ..artifact.precision import PRECISIONS
-from ..export.ops import BodyStyle
+from ..export.ops import OpsProfile
 from ..quantize.calibration_text import DEFAULT_CALIBRATION_TOKENS
 from ..quantize.recipe import METHODS
 
@@ -54,8 +54,8 @@ _OPTIONS = (
     click.option("--precision", type=click.Choice(list(PRECISIONS)), help="[default: fp32; q4 with a promise]"),
     click.option(
         "--ops",
-        type=click.Choice([style.value for style in BodyStyle]),
-        default=BodyStyle.CUSTOM.value,
+        type=click.Choice([style.value for style in OpsProfile]),
+        default=OpsProfile.CUSTOM.value,
         show_default=True,
         help="custom: with ONNX Runtime's contrib ops, fastest there; standard: ai.onnx alone, for any runtime.",
     ),

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from .exporter import ExportOptions, ExportPlan, export_checkpoint, plan_export
-from .ops import BodyStyle
+from .ops import OpsProfile
 
-__all__ = ["BodyStyle", "ExportOptions", "ExportPlan", "export_checkpoint", "plan_export"]
+__all__ = ["ExportOptions", "ExportPlan", "OpsProfile", "export_checkpoint", "plan_export"]

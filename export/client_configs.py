@@ -15,7 +15,7 @@ from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.config import LfmConfig
 from ..errors import TokenizerError
 from ..strict_json import parse_json
-from .ops import BodyStyle
+from .ops import OpsProfile
 from .portable_template import portable_template
 
 GENAI_MAX_LENGTH = 4096
@@ -55,7 +55,7 @@ def write_client_files(
     checkpoint: Checkpoint,
     precision: Precision,
     data_files: int,
-    style: BodyStyle,
+    ops_profile: OpsProfile,
     context_length: int,
 ) -> list[str]:
     """Write config, tokenizer and client files into ``folder``; the names written, relative to it."""
@@ -73,7 +73,7 @@ def write_client_files(
             },
         },
         "generation_config.json": generation,
-        "genai_config.json": genai_config(checkpoint.config, precision, style, context_length, generation),
+        "genai_config.json": genai_config(checkpoint.config, precision, ops_profile, context_length, generation),
     }
     template = _chat_template(checkpoint.folder)
     for path in checkpoint.tokenizer_files():
@@ -100,7 +100,7 @@ def _cache_dtype(precision: Precision) -> dict[str, Any]:
 
 
 def genai_config(
-    config: LfmConfig, precision: Precision, style: BodyStyle, context_length: int, generation: dict[str, Any]
+    config: LfmConfig, precision: Precision, ops_profile: OpsProfile, context_length: int, generation: dict[str, Any]
 ) -> dict[str, Any]:
     """onnxruntime-genai's configuration; it refuses keys that it does not know."""
     eos = _end_token_ids(config, generation)
@@ -108,7 +108,7 @@ def genai_config(
     search = {name: generation[name] for name in _SEARCH_DEFAULTS if generation.get(name) is not None}
     search["max_length"] = min(context_length, GENAI_MAX_LENGTH)
     # GroupQueryAttention writes into its past; Concat makes a new, longer cache.
-    search["past_present_share_buffer"] = style is BodyStyle.CUSTOM and bool(config.attention_layers)
+    search["past_present_share_buffer"] = ops_profile is OpsProfile.CUSTOM and bool(config.attention_layers)
     return {
         "model": {
             "type": "lfm2",

@@ -14,7 +14,7 @@ from .functions import declare_functions
 from .graph_context import GraphContext, declare_context
 from .logits_rows import rows_to_keep
 from .modules import MLP, AddRMSNorm, Linear, QuantizedMLP, ShortConv, SparseMoE, linear
-from .ops import DOMAIN_VERSION, BodyStyle, domain_of
+from .ops import DOMAIN_VERSION, OpsProfile, domain_of
 from .weight_parameters import WeightFormat, WeightFormats, declare_weight
 
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
@@ -26,13 +26,13 @@ IR_VERSION = 10
 class GraphOptions:
     """What the caller chooses of a graph."""
 
-    style: BodyStyle
+    ops_profile: OpsProfile
     formats: WeightFormats
     """Of linear, expert and embedding weights. Norms, router and convolution kernels stay float32."""
     context_length: int
     """Positions that the graph can address."""
     activations: ir.DataType = FLOAT
-    """Of states, logits and all between them; float16 in the custom style with block formats alone."""
+    """Of states, logits and all between them; float16 in the custom profile with block formats alone."""
 
 
 class DecoderLayer(nn.Module):
@@ -168,8 +168,8 @@ def declare_model(config: LfmConfig, options: GraphOptions) -> ir.Model:
     Inputs and outputs: input_ids, attention_mask, past_key_values.{i}.key/.value and past_conv.{i} →
     logits, present.{i}.key/.value, present_conv.{i}; ``num_logits_to_keep`` is an input with an initializer, 1.
     """
-    style = options.style
-    imports = {**style.opset_imports(), domain_of(options.activations): DOMAIN_VERSION}
+    ops_profile = options.ops_profile
+    imports = {**ops_profile.opset_imports(), domain_of(options.activations): DOMAIN_VERSION}
     graph = ir.Graph([], [], nodes=[], name="lfm", opset_imports=imports)
     builder = GraphBuilder(graph)
     op = builder.op
@@ -181,9 +181,9 @@ def declare_model(config: LfmConfig, options: GraphOptions) -> ir.Model:
     keep = builder.input(
         "num_logits_to_keep", INT64, [], const_value=ir.tensor(1, dtype=INT64, name="num_logits_to_keep")
     )
-    functions = declare_functions(config, style, options.formats, options.activations)
+    functions = declare_functions(config, ops_profile, options.formats, options.activations)
     context = declare_context(
-        op, config, functions, style, options.context_length, input_ids, mask, options.activations
+        op, config, functions, ops_profile, options.context_length, input_ids, mask, options.activations
     )
     logits, presents = LfmForCausalLM(config, options.formats)(op, context, pasts, keep)
 

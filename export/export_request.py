@@ -19,7 +19,7 @@ from ..quantize.quantization import QuantizationOptions, settle_quantization
 from ..quantize.recipe import Recipe, read_recipe
 from ..quantize.tensor_groups import Formats
 from .exporter import ExportOptions, ExportPlan, export_checkpoint, plan_export
-from .ops import BodyStyle
+from .ops import OpsProfile
 from .staging import check_target
 
 
@@ -67,7 +67,7 @@ def settle(
     _check(request, precision, quantizes)
     own = QuantizationOptions(request.method, request.calibration, request.calibration_tokens, request.threads, recipe)
     options = ExportOptions(
-        precision, BodyStyle(request.ops), request.context_length, request.force, request.tokenizer, own
+        precision, OpsProfile(request.ops), request.context_length, request.force, request.tokenizer, own
     )
     if not quantizes:
         return plan_export(source, options), None

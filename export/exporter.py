@@ -23,7 +23,7 @@ from .client_configs import check_client_files, require_tokenizer, write_client_
 from .data_files import DataFile, plan_data_files, write_data_file
 from .decoder import GraphOptions, declare_model
 from .manifest import SourceHash, build_manifest, describe_file, identity, state_bytes
-from .ops import BodyStyle
+from .ops import OpsProfile
 from .staging import Staging, check_space, check_target
 from .weight_parameters import WeightFormats, check_block_formats
 from .weights import WeightTensor, weight_tensors
@@ -40,7 +40,7 @@ class ExportOptions:
     """What the caller chooses. ``context_length`` None: the checkpoint's max_position_embeddings."""
 
     precision: Precision = FP32
-    style: BodyStyle = BodyStyle.CUSTOM
+    ops_profile: OpsProfile = OpsProfile.CUSTOM
     context_length: int | None = None
     replace: bool = False
     tokenizer: bool = True
@@ -82,7 +82,7 @@ class ExportPlan:
             "precision": self.options.precision.name,
             "weights": self._weights,
             **({} if self.quantization is None else {"quantization": self.quantization.recipe.to_dict()}),
-            "ops": self.options.style.value,
+            "ops": self.options.ops_profile.value,
             "context_length": self.context_length,
             "data_files": [{"path": f"onnx/{file.name}", "bytes": file.nbytes} for file in self.data_files],
             "data_bytes": self.data_bytes,
@@ -118,7 +118,7 @@ def plan_export(checkpoint: Checkpoint, options: ExportOptions, quantization: Qu
     check_client_files(checkpoint)
     precision = options.precision
     activations = ir.DataType.from_numpy(precision.activations)
-    if activations != ir.DataType.FLOAT and options.style is not BodyStyle.CUSTOM:
+    if activations != ir.DataType.FLOAT and options.ops_profile is not OpsProfile.CUSTOM:
         raise InputError(f"{precision.name} is for ONNX Runtime's GPU operators: use --ops custom")
     if isinstance(precision.weights, BlockFormat):
         if quantization is None:
@@ -127,7 +127,7 @@ def plan_export(checkpoint: Checkpoint, options: ExportOptions, quantization: Qu
         formats = WeightFormats(blocks=quantization.recipe.formats)
     else:
         formats = WeightFormats(ir.DataType.from_numpy(precision.weights))
-    model = declare_model(checkpoint.config, GraphOptions(options.style, formats, context_length, activations))
+    model = declare_model(checkpoint.config, GraphOptions(options.ops_profile, formats, context_length, activations))
     tensors = weight_tensors(model, checkpoint, quantization)
     inline = tuple(tensor for tensor in tensors if tensor.nbytes <= INLINE_BYTES)
     external = sorted((tensor for tensor in tensors if tensor.nbytes > INLINE_BYTES), key=_comes_last)
@@ -169,13 +169,13 @@ def export_checkpoint(
             checkpoint,
             plan.options.precision,
             len(plan.data_files),
-            plan.options.style,
+            plan.options.ops_profile,
             plan.context_length,
         )
         manifest = build_manifest(
             checkpoint,
             plan.options.precision,
-            plan.options.style,
+            plan.options.ops_profile,
             plan.context_length,
             plan.tensors,
             source_hash.files(),
@@ -252,5 +252,7 @@ def _write_graph(folder: Path, plan: ExportPlan) -> None:
             )
     options = plan.options
     plan.model.producer_name, plan.model.producer_version = "lfm-onnx", __version__
-    plan.model.metadata_props.update(identity(plan.checkpoint, options.precision, options.style, plan.context_length))
+    plan.model.metadata_props.update(
+        identity(plan.checkpoint, options.precision, options.ops_profile, plan.context_length)
+    )
     ir.save(plan.model, folder / options.precision.model_file)

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from ..checkpoint.config import LfmConfig
 from .ops import (
-    BodyStyle,
+    OpsProfile,
     gated_short_conv_function,
     gather_dequantize_function,
     group_query_attention_function,
@@ -37,20 +37,20 @@ class Functions:
     gated_short_conv: ir.Function
     sparse_moe: ir.Function
     group_query_attention: ir.Function
-    """Called in the custom style alone."""
+    """Called in the custom profile alone."""
     quantized: QuantizedFunctions | None
 
 
 def declare_functions(
-    config: LfmConfig, style: BodyStyle, formats: WeightFormats, activations: ir.DataType = FLOAT
+    config: LfmConfig, ops_profile: OpsProfile, formats: WeightFormats, activations: ir.DataType = FLOAT
 ) -> Functions:
-    """The functions with the bodies that suit a model of this config, style, weight formats and activation type."""
+    """The functions with bodies that suit a model of this config, ops profile, weight formats and activation type."""
     gated_short_conv = gated_short_conv_function(
-        config.conv_L_cache, bias=config.conv_bias, style=style, activations=activations
+        config.conv_L_cache, bias=config.conv_bias, ops_profile=ops_profile, activations=activations
     )
     group_query_attention = group_query_attention_function(activations=activations)
     if not formats.quantized:
-        sparse_moe = sparse_moe_function(style=style, weight_dtype=formats.floats)
+        sparse_moe = sparse_moe_function(ops_profile=ops_profile, weight_dtype=formats.floats)
         return Functions(gated_short_conv, sparse_moe, group_query_attention, None)
     zero_points = formats.zero_points
     # ONNX Runtime 1.24's QMoE misreads experts of a single block a row.
@@ -60,7 +60,7 @@ def declare_functions(
     return Functions(
         gated_short_conv,
         sparse_moe_function(
-            style=style,
+            ops_profile=ops_profile,
             weight_dtype=UINT8,
             zero_points=zero_points,
             contrib_experts=rows_of_several_blocks,
@@ -69,17 +69,20 @@ def declare_functions(
         group_query_attention,
         QuantizedFunctions(
             qlinear_function(
-                style=style, zero_points=zero_points, activation_bits=ACTIVATION_BITS, activations=activations
+                ops_profile=ops_profile,
+                zero_points=zero_points,
+                activation_bits=ACTIVATION_BITS,
+                activations=activations,
             ),
             swiglu_function(
-                style=style,
+                ops_profile=ops_profile,
                 columns=config.hidden_size,
                 width=config.ff_dim,
                 zero_points=zero_points,
                 activation_bits=ACTIVATION_BITS,
                 activations=activations,
             ),
-            split_qkv_norm_function(style=style, activations=activations),
-            gather_dequantize_function(style=style, zero_points=zero_points, activations=activations),
+            split_qkv_norm_function(ops_profile=ops_profile, activations=activations),
+            gather_dequantize_function(ops_profile=ops_profile, zero_points=zero_points, activations=activations),
         ),
     )

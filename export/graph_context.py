@@ -10,7 +10,7 @@ from onnxscript import OpBuilder
 
 from ..checkpoint.config import LfmConfig
 from .functions import Functions
-from .ops import BodyStyle
+from .ops import OpsProfile
 from .ops.domain import CONTRIB_DOMAIN, CONTRIB_VERSION
 
 INT32, INT64, FLOAT = ir.DataType.INT32, ir.DataType.INT64, ir.DataType.FLOAT
@@ -23,28 +23,28 @@ MASKED = -1e9
 class GraphContext:
     """Values shared by all layers (B rows, S new columns, T columns with the past, all as graph values).
 
-    The two styles keep padding out in different ways. GroupQueryAttention packs a row's tokens from column 0 of its
-    cache on, so the custom style first rotates each row of the call until its tokens stand first (``first_token``).
-    The standard style leaves columns where they are and masks the padded ones.
+    The two profiles keep padding out in different ways. GroupQueryAttention packs a row's tokens from column 0 of its
+    cache on, so the custom profile first rotates each row of the call until its tokens stand first (``first_token``).
+    The standard profile leaves columns where they are and masks the padded ones.
     """
 
     config: LfmConfig
-    style: BodyStyle
+    ops_profile: OpsProfile
     functions: Functions
     keeps_rows: bool
     """Activations between blocks are [B, S, hidden] rather than [B*S, hidden]."""
     contrib: OpBuilder | None
-    """com.microsoft operators; None in the standard style."""
+    """com.microsoft operators; None in the standard profile."""
     batch_and_sequence: ir.Value
     """int64 [2]: B, S."""
     sequence: ir.Value
     """int64 scalar S."""
     input_ids: ir.Value
-    """int64 [B, S], rotated in the custom style."""
+    """int64 [B, S], rotated in the custom profile."""
     mask: ir.Value
     """float32 [B, S], 1 for a token, rotated like ``input_ids``."""
     first_token: ir.Value | None
-    """int64 [B, 1]: columns of padding before each row's first token; None in the standard style."""
+    """int64 [B, 1]: columns of padding before each row's first token; None in the standard profile."""
     past_tokens: ir.Value
     """int64 [B, 1]: tokens of each row before this call."""
     activations: ir.DataType = FLOAT
@@ -94,7 +94,7 @@ def declare_context(
     op: OpBuilder,
     config: LfmConfig,
     functions: Functions,
-    style: BodyStyle,
+    ops_profile: OpsProfile,
     context_length: int,
     input_ids: ir.Value,
     mask: ir.Value,
@@ -110,7 +110,7 @@ def declare_context(
     columns = op.Range(0, sequence, 1)
 
     contrib = first_token = None
-    if style is BodyStyle.CUSTOM:
+    if ops_profile is OpsProfile.CUSTOM:
         contrib = op.builder.opset(CONTRIB_DOMAIN, CONTRIB_VERSION)
         first_token = op.ArgMax(new_mask, axis=1, keepdims=1)
         rotation = op.Mod(op.Add(columns, first_token), sequence)
@@ -118,7 +118,7 @@ def declare_context(
         new_mask = op.GatherElements(new_mask, rotation, axis=1)
     context = GraphContext(
         config=config,
-        style=style,
+        ops_profile=ops_profile,
         functions=functions,
         keeps_rows=functions.quantized is not None,
         contrib=contrib,
@@ -131,7 +131,7 @@ def declare_context(
         activations=activations,
     )
     if config.attention_layers:
-        if style is BodyStyle.CUSTOM:
+        if ops_profile is OpsProfile.CUSTOM:
             context.attention = _group_query_inputs(op, context, total, context_length)
         else:
             context.attention = _masked_attention_inputs(op, context, mask, new_mask, columns, past_columns, total)

@@ -17,7 +17,7 @@ from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.config import CONFIG_NAME, LfmConfig
 from ..errors import CheckpointError
 from .artifact_source import ArtifactSource
-from .ops import OPSET_VERSION, BodyStyle
+from .ops import OPSET_VERSION, OpsProfile
 from .weights import WeightTensor
 
 CONTEXT_STEPS = (1024, 4096, 16384, 32768, 131072)
@@ -75,7 +75,9 @@ def describe_file(folder: Path, name: str, sha256: str | None = None) -> dict[st
     }
 
 
-def identity(checkpoint: Checkpoint, precision: Precision, style: BodyStyle, context_length: int) -> dict[str, str]:
+def identity(
+    checkpoint: Checkpoint, precision: Precision, ops_profile: OpsProfile, context_length: int
+) -> dict[str, str]:
     """What the .onnx file's metadata_props and the manifest both say of the model."""
     return {
         "lfm_onnx.version": __version__,
@@ -83,7 +85,7 @@ def identity(checkpoint: Checkpoint, precision: Precision, style: BodyStyle, con
         "lfm_onnx.config_sha256": config_sha256(checkpoint),
         "lfm_onnx.model_type": checkpoint.config.model_type,
         "lfm_onnx.precision": precision.name,
-        "lfm_onnx.ops": style.value,
+        "lfm_onnx.ops": ops_profile.value,
         "lfm_onnx.context_length": str(context_length),
     }
 
@@ -106,7 +108,7 @@ def config_sha256(checkpoint: Checkpoint) -> str:
 def build_manifest(
     checkpoint: Checkpoint,
     precision: Precision,
-    style: BodyStyle,
+    ops_profile: OpsProfile,
     context_length: int,
     tensors: Iterable[WeightTensor],
     source_files: list[dict[str, Any]],
@@ -117,7 +119,7 @@ def build_manifest(
     """The manifest of a folder with one variant. quantization: how its blocks were made."""
     config = checkpoint.config
     content = hashlib.sha256("".join(file["sha256"] for file in source_files).encode()).hexdigest()
-    names = identity(checkpoint, precision, style, context_length)
+    names = identity(checkpoint, precision, ops_profile, context_length)
     tensors = list(tensors)
     steps = sorted({step for step in CONTEXT_STEPS if step < context_length} | {context_length})
     return {
@@ -138,7 +140,7 @@ def build_manifest(
         "variants": {
             precision.name: {
                 "model": f"onnx/{precision.model_file}",
-                "ops": style.value,
+                "ops": ops_profile.value,
                 "opset": OPSET_VERSION,
                 "precision": precision_by_kind(tensors),
                 "weight_bytes": sum(tensor.nbytes for tensor in tensors),

@@ -11,7 +11,7 @@ from .domain import (
     DOMAIN_VERSION,
     HALF_DOMAIN,
     OPSET_VERSION,
-    BodyStyle,
+    OpsProfile,
     domain_of,
 )
 from .gated_short_conv import gated_short_conv_function
@@ -27,7 +27,7 @@ __all__ = [
     "DOMAIN_VERSION",
     "HALF_DOMAIN",
     "OPSET_VERSION",
-    "BodyStyle",
+    "OpsProfile",
     "domain_of",
     "gated_short_conv_function",
     "gather_dequantize_function",

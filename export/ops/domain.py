@@ -1,4 +1,4 @@
-"""What all custom ops share: the domain, the op-set versions and the two styles of function bodies."""
+"""What all custom ops share: the domain, the op-set versions and the two profiles of function bodies."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def domain_of(activations: ir.DataType) -> str:
     return DOMAIN if activations == ir.DataType.FLOAT else HALF_DOMAIN
 
 
-class BodyStyle(str, Enum):
+class OpsProfile(str, Enum):
     """Which operators a graph and its function bodies may use."""
 
     CUSTOM = "custom"
@@ -35,8 +35,8 @@ class BodyStyle(str, Enum):
     """ai.onnx only: runs on onnx's ReferenceEvaluator and on any other runtime."""
 
     def opset_imports(self) -> dict[str, int]:
-        """Operator sets that a body of this style imports: domain to version."""
+        """Operator sets that a body of this profile imports: domain to version."""
         imports = {"": OPSET_VERSION}
-        if self is BodyStyle.CUSTOM:
+        if self is OpsProfile.CUSTOM:
             imports[CONTRIB_DOMAIN] = CONTRIB_VERSION
         return imports

@@ -6,14 +6,14 @@ import onnx_ir as ir
 from onnxscript import OpBuilder, build_function
 
 from .block_codes import FLOAT, float_input, from_float32
-from .domain import BodyStyle, domain_of
+from .domain import OpsProfile, domain_of
 
 LAST_ROW = 2**62
 """A slice end beyond every sequence: "to the end"."""
 
 
 def gated_short_conv_function(
-    kernel_size: int, *, bias: bool, style: BodyStyle, activations: ir.DataType = FLOAT
+    kernel_size: int, *, bias: bool, ops_profile: OpsProfile, activations: ir.DataType = FLOAT
 ) -> ir.Function:
     """The definition of ``GatedShortConv`` for a convolution of length ``kernel_size`` (``conv_L_cache``, L below).
 
@@ -95,9 +95,9 @@ def gated_short_conv_function(
         inputs,
         domain=domain_of(activations),
         name="GatedShortConv",
-        opset_imports=_imports_without_contrib(style),
+        opset_imports=_imports_without_contrib(ops_profile),
     )
 
 
-def _imports_without_contrib(style: BodyStyle) -> dict[str, int]:
-    return {"": style.opset_imports()[""]}
+def _imports_without_contrib(ops_profile: OpsProfile) -> dict[str, int]:
+    return {"": ops_profile.opset_imports()[""]}

@@ -14,10 +14,12 @@ from .block_codes import (
     int_attributes,
     weight_inputs,
 )
-from .domain import BodyStyle, domain_of
+from .domain import OpsProfile, domain_of
 
 
-def gather_dequantize_function(*, style: BodyStyle, zero_points: bool, activations: ir.DataType = FLOAT) -> ir.Function:
+def gather_dequantize_function(
+    *, ops_profile: OpsProfile, zero_points: bool, activations: ir.DataType = FLOAT
+) -> ir.Function:
     """The definition of ``GatherDequantize`` for tables with or without stored zero points.
 
     Inputs
@@ -45,5 +47,5 @@ def gather_dequantize_function(*, style: BodyStyle, zero_points: bool, activatio
         domain=domain_of(activations),
         name="GatherDequantize",
         attributes=int_attributes("K", "bits", "block_size"),
-        opset_imports={"": style.opset_imports()[""]},
+        opset_imports={"": ops_profile.opset_imports()[""]},
     )

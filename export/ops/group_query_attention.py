@@ -6,7 +6,7 @@ import onnx_ir as ir
 from onnxscript import OpBuilder, build_function
 
 from .block_codes import FLOAT, float_input, int_attributes
-from .domain import CONTRIB_DOMAIN, CONTRIB_VERSION, BodyStyle, domain_of
+from .domain import CONTRIB_DOMAIN, CONTRIB_VERSION, OpsProfile, domain_of
 
 
 def group_query_attention_function(*, activations: ir.DataType = FLOAT) -> ir.Function:
@@ -31,7 +31,7 @@ def group_query_attention_function(*, activations: ir.DataType = FLOAT) -> ir.Fu
     Formula: head h of the query at position p: softmax over the columns c <= p of (scale * rot_p(q) . k_c), times v_c,
     with K and V of head h // G; rot_p of (x1, x2), the halves of a head, is (x1 cos_p - x2 sin_p, x2 cos_p + x1 sin_p).
 
-    The body is the one com.microsoft operator with that meaning, so that there is no standard style.
+    The body is the one com.microsoft operator with that meaning, so that there is no standard profile.
     """
     names = ("query", "key", "value", "past_key", "past_value")
     sizes = [ir.Value(name=name, type=ir.TensorType(ir.DataType.INT32)) for name in _SIZES]
@@ -55,7 +55,7 @@ def group_query_attention_function(*, activations: ir.DataType = FLOAT) -> ir.Fu
         domain=domain_of(activations),
         name="GroupQueryAttention",
         attributes=[*int_attributes(*_INTEGERS), ir.Attr("scale", ir.AttributeType.FLOAT, None)],
-        opset_imports=BodyStyle.CUSTOM.opset_imports(),
+        opset_imports=OpsProfile.CUSTOM.opset_imports(),
     )
 
 

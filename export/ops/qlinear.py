@@ -14,7 +14,7 @@ from .block_codes import (
     int_attributes,
     weight_inputs,
 )
-from .domain import CONTRIB_DOMAIN, CONTRIB_VERSION, BodyStyle, domain_of
+from .domain import CONTRIB_DOMAIN, CONTRIB_VERSION, OpsProfile, domain_of
 
 INT8_ACTIVATIONS = 4
 """MatMulNBits' accuracy_level that lets it quantize activations to int8 by block; 0 keeps them in float32."""
@@ -22,7 +22,7 @@ INT8_ACTIVATIONS = 4
 
 def qlinear_function(
     *,
-    style: BodyStyle,
+    ops_profile: OpsProfile,
     zero_points: bool,
     activation_bits: int,
     bias: bool = False,
@@ -53,7 +53,7 @@ def qlinear_function(
 
     def body(op: OpBuilder, x: ir.Value, weight: ir.Value, scales: ir.Value, *optional: ir.Value) -> ir.Value:
         given = dict(zip(names[3:], optional, strict=True))
-        if style is BodyStyle.CUSTOM:
+        if ops_profile is OpsProfile.CUSTOM:
             return matmul_nbits(
                 op,
                 x,
@@ -80,7 +80,7 @@ def qlinear_function(
         domain=domain_of(activations),
         name="QLinear",
         attributes=int_attributes("K", "N", "bits", "block_size", "activation_bits"),
-        opset_imports=style.opset_imports(),
+        opset_imports=ops_profile.opset_imports(),
     )
 
 

@@ -13,7 +13,7 @@ from .block_codes import (
     in_float32,
     int_attributes,
 )
-from .domain import BodyStyle, domain_of
+from .domain import OpsProfile, domain_of
 from .sparse_moe_experts import ExpertWeights, Routing, experts_contrib, experts_loop
 
 NORM_EPSILON = 1e-6
@@ -22,7 +22,7 @@ NORM_EPSILON = 1e-6
 
 def sparse_moe_function(
     *,
-    style: BodyStyle,
+    ops_profile: OpsProfile,
     weight_dtype: ir.DataType,
     zero_points: bool = False,
     contrib_experts: bool = True,
@@ -60,7 +60,7 @@ def sparse_moe_function(
     experts that at least one token has chosen; ``contrib_experts`` False puts that loop into the custom body, too.
     """
     quantized = weight_dtype == ir.DataType.UINT8
-    experts = experts_contrib if style is BodyStyle.CUSTOM and contrib_experts else experts_loop
+    experts = experts_contrib if ops_profile is OpsProfile.CUSTOM and contrib_experts else experts_loop
 
     def body(
         op: OpBuilder,
@@ -105,7 +105,7 @@ def sparse_moe_function(
             *int_attributes("top_k", "norm_topk_prob", "bits", "block_size", "activation_bits"),
             ir.Attr("routed_scaling_factor", ir.AttributeType.FLOAT, None),
         ],
-        opset_imports=style.opset_imports(),
+        opset_imports=ops_profile.opset_imports(),
     )
 
 

@@ -13,10 +13,10 @@ from .block_codes import (
     in_float32,
     int_attributes,
 )
-from .domain import BodyStyle, domain_of
+from .domain import OpsProfile, domain_of
 
 
-def split_qkv_norm_function(*, style: BodyStyle, activations: ir.DataType = FLOAT) -> ir.Function:
+def split_qkv_norm_function(*, ops_profile: OpsProfile, activations: ir.DataType = FLOAT) -> ir.Function:
     """The definition of ``SplitQKVNorm``.
 
     Inputs
@@ -56,5 +56,5 @@ def split_qkv_norm_function(*, style: BodyStyle, activations: ir.DataType = FLOA
         domain=domain_of(activations),
         name="SplitQKVNorm",
         attributes=[*int_attributes("num_heads", "kv_num_heads"), ir.Attr("epsilon", ir.AttributeType.FLOAT, None)],
-        opset_imports={"": style.opset_imports()[""]},
+        opset_imports={"": ops_profile.opset_imports()[""]},
     )

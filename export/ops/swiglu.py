@@ -13,7 +13,7 @@ from .block_codes import (
     float_input,
     int_attributes,
 )
-from .domain import BodyStyle, domain_of
+from .domain import OpsProfile, domain_of
 from .qlinear import matmul_nbits
 
 LAST = 2**62
@@ -22,7 +22,7 @@ LAST = 2**62
 
 def swiglu_function(
     *,
-    style: BodyStyle,
+    ops_profile: OpsProfile,
     columns: int,
     width: int,
     zero_points: bool,
@@ -56,7 +56,7 @@ def swiglu_function(
         *zeros: ir.Value,
     ) -> ir.Value:
         gate_up_zeros, down_zeros = zeros or (None, None)
-        if style is BodyStyle.CUSTOM:
+        if ops_profile is OpsProfile.CUSTOM:
             pairs = matmul_nbits(
                 op,
                 x,
@@ -101,7 +101,7 @@ def swiglu_function(
         domain=domain_of(activations),
         name="SwiGLU",
         attributes=int_attributes("K", "F", "bits", "block_size", "activation_bits"),
-        opset_imports=style.opset_imports(),
+        opset_imports=ops_profile.opset_imports(),
     )
 
 

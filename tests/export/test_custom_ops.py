@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from lfm_onnx.export.ops import (
     DOMAIN,
     DOMAIN_VERSION,
-    BodyStyle,
+    OpsProfile,
     gated_short_conv_function,
     sparse_moe_function,
 )
@@ -120,18 +120,20 @@ def any_shape(name: str, rank: int) -> ir.Shape:
 
 
 @cache
-def conv_model(style: BodyStyle, taps: int, bias: bool) -> onnx.ModelProto:
+def conv_model(ops_profile: OpsProfile, taps: int, bias: bool) -> onnx.ModelProto:
     inputs = {"BCx": (FLOAT, 3), "weight": (FLOAT, 2), "mask": (FLOAT, 2), "past_conv": (FLOAT, 3)}
     if bias:
         inputs["bias"] = (FLOAT, 1)
-    function = gated_short_conv_function(taps, bias=bias, style=style)
+    function = gated_short_conv_function(taps, bias=bias, ops_profile=ops_profile)
     return one_node_model(function, inputs, {"y": 3, "present_conv": 3})
 
 
 @cache
-def moe_model(style: BodyStyle, top_k: int, norm: bool, scale: float, dtype: ir.DataType = FLOAT) -> onnx.ModelProto:
+def moe_model(
+    ops_profile: OpsProfile, top_k: int, norm: bool, scale: float, dtype: ir.DataType = FLOAT
+) -> onnx.ModelProto:
     weights = {"router_weight": (FLOAT, 2), "expert_bias": (FLOAT, 1), "gate_up": (dtype, 3), "down": (dtype, 3)}
-    function = sparse_moe_function(style=style, weight_dtype=dtype)
+    function = sparse_moe_function(ops_profile=ops_profile, weight_dtype=dtype)
     attributes = {"top_k": top_k, "norm_topk_prob": int(norm), "routed_scaling_factor": float(scale)}
     attributes |= {"bits": 16 if dtype == FLOAT16 else 32, "block_size": 0, "activation_bits": 0}
     return one_node_model(function, {"x": (FLOAT, 2), **weights}, {"y": 2}, **attributes)
@@ -148,16 +150,16 @@ def with_initializers(model: onnx.ModelProto, values: Mapping[str, npt.NDArray[n
 
 
 def runner_of(runner: str, make: Callable[..., onnx.ModelProto], *arguments: object) -> Run:
-    """run(**inputs) -> outputs, of the model that ``make`` gives for this runner's style."""
-    style, _, engine = runner.partition("-")
-    return _compiled(engine, make, BodyStyle(style), arguments)
+    """run(**inputs) -> outputs, of the model that ``make`` gives for this runner's profile."""
+    ops_profile, _, engine = runner.partition("-")
+    return _compiled(engine, make, OpsProfile(ops_profile), arguments)
 
 
 @cache
 def _compiled(
-    engine: str, make: Callable[..., onnx.ModelProto], style: BodyStyle, arguments: tuple[object, ...]
+    engine: str, make: Callable[..., onnx.ModelProto], ops_profile: OpsProfile, arguments: tuple[object, ...]
 ) -> Run:
-    model = make(style, *arguments)
+    model = make(ops_profile, *arguments)
     if engine == "reference":
         evaluator = ReferenceEvaluator(model)
         return lambda **inputs: evaluator.run(None, inputs)
@@ -430,7 +432,7 @@ def test_weights_may_be_initializers_of_either_precision(runner: str, dtype: ir.
     stored: dict[str, npt.NDArray[np.generic]] = {**case}
     if dtype == FLOAT16:
         stored |= {name: case[name].astype(np.float16) for name in ("gate_up", "down")}
-    model = with_initializers(moe_model(BodyStyle(runner.partition("-")[0]), 2, True, 1.0, dtype), stored)
+    model = with_initializers(moe_model(OpsProfile(runner.partition("-")[0]), 2, True, 1.0, dtype), stored)
 
     (y,) = ort_session(model).run(None, {"x": case["x"]})
 
@@ -455,14 +457,14 @@ print(peaks[1] - peaks[0])
 """
 
 
-@pytest.mark.parametrize("style", BodyStyle)
-def test_a_prefill_copies_no_expert_per_token(style: BodyStyle, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ops_profile", OpsProfile)
+def test_a_prefill_copies_no_expert_per_token(ops_profile: OpsProfile, tmp_path: Path) -> None:
     """512 tokens with two experts each: a copy per token would take 800 MB."""
     hidden, width, experts = 256, 256, 8
     case = moe_inputs(1, hidden, experts, width)
     copies = 512 * 2 * 3 * hidden * width * 4
     path = tmp_path / "moe.onnx"
-    path.write_bytes(with_initializers(moe_model(style, 2, True, 1.0), case).SerializeToString())
+    path.write_bytes(with_initializers(moe_model(ops_profile, 2, True, 1.0), case).SerializeToString())
     command = [sys.executable, "-c", _PEAK_OF_A_PREFILL, str(path), str(hidden)]
     growth = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert growth < copies / 20
@@ -471,19 +473,19 @@ def test_a_prefill_copies_no_expert_per_token(style: BodyStyle, tmp_path: Path) 
 # --- the models as files ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("style", BodyStyle)
-def test_the_checker_accepts_both_functions(style: BodyStyle) -> None:
+@pytest.mark.parametrize("ops_profile", OpsProfile)
+def test_the_checker_accepts_both_functions(ops_profile: OpsProfile) -> None:
     for model in (
-        conv_model(style, 3, False),
-        conv_model(style, 4, True),
-        moe_model(style, 2, True, 1.0),
-        moe_model(style, 2, False, 2.0, FLOAT16),
+        conv_model(ops_profile, 3, False),
+        conv_model(ops_profile, 4, True),
+        moe_model(ops_profile, 2, True, 1.0),
+        moe_model(ops_profile, 2, False, 2.0, FLOAT16),
     ):
         onnx.checker.check_model(model, full_check=True)
 
 
 def test_standard_bodies_use_nothing_but_ai_onnx() -> None:
-    for model in (conv_model(BodyStyle.STANDARD, 3, True), moe_model(BodyStyle.STANDARD, 2, True, 1.0)):
+    for model in (conv_model(OpsProfile.STANDARD, 3, True), moe_model(OpsProfile.STANDARD, 2, True, 1.0)):
         (function,) = model.functions
         assert {opset.domain for opset in function.opset_import} == {""}
         assert {node.domain for node in function.node} == {""}
@@ -492,7 +494,7 @@ def test_standard_bodies_use_nothing_but_ai_onnx() -> None:
 def test_a_call_without_an_attribute_is_refused() -> None:
     """The functions give no defaults, so a node that leaves an attribute out cannot mean something by accident."""
     model = onnx.ModelProto()
-    model.CopyFrom(moe_model(BodyStyle.STANDARD, 2, True, 1.0))
+    model.CopyFrom(moe_model(OpsProfile.STANDARD, 2, True, 1.0))
     del model.graph.node[0].attribute[:]
     with pytest.raises(Exception, match=r"top_k|attribute"):
         ort_session(model).run(None, moe_inputs(1, 4, 4, 2))

@@ -20,7 +20,7 @@ from lfm_onnx.artifact.precision import FP16, FP32, PRECISIONS
 from lfm_onnx.checkpoint.checkpoint import Checkpoint
 from lfm_onnx.cli.main import main
 from lfm_onnx.errors import ArtifactError, CheckpointError, InputError, LfmOnnxError, OutputError
-from lfm_onnx.export import BodyStyle, ExportOptions, export_checkpoint, exporter, plan_export
+from lfm_onnx.export import ExportOptions, OpsProfile, export_checkpoint, exporter, plan_export
 from lfm_onnx.export.data_files import CACHE_LINE, LARGE_TENSOR, PAGE, plan_data_files
 from safetensors.numpy import load_file, save_file
 
@@ -120,15 +120,15 @@ def test_fp16_keeps_router_norms_and_convolutions_in_float32(tiny_lfm: Path, tmp
 # --- the same every time ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("style", BodyStyle)
+@pytest.mark.parametrize("ops_profile", OpsProfile)
 def test_a_second_export_writes_the_same_bytes(
-    style: BodyStyle, tiny_lfm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ops_profile: OpsProfile, tiny_lfm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wherever it is started from, and however the paths are spelled."""
-    assert run("export", tiny_lfm.absolute(), "-o", tmp_path / "first", "--ops", style.value).exit_code == 0
+    assert run("export", tiny_lfm.absolute(), "-o", tmp_path / "first", "--ops", ops_profile.value).exit_code == 0
     monkeypatch.chdir(tiny_lfm)
     second = os.path.relpath(tmp_path / "second" / "deeper")
-    assert run("export", ".", "-o", second, "--ops", style.value).exit_code == 0
+    assert run("export", ".", "-o", second, "--ops", ops_profile.value).exit_code == 0
     assert contents(tmp_path / "second" / "deeper") == contents(tmp_path / "first")
 
 
@@ -235,13 +235,13 @@ def test_a_file_that_no_export_wrote_is_not_deleted_with_the_artifact(name: str,
 # --- weights in several files -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("style", BodyStyle)
+@pytest.mark.parametrize("ops_profile", OpsProfile)
 def test_weights_split_over_files_run_alike(
-    style: BodyStyle, tiny_lfm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ops_profile: OpsProfile, tiny_lfm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = ExportedModel(export_quietly(tiny_lfm, tmp_path / "whole", style))
+    whole = ExportedModel(export_quietly(tiny_lfm, tmp_path / "whole", ops_profile))
     monkeypatch.setattr(exporter, "plan_data_files", partial(plan_data_files, max_bytes=1_000_000))
-    path = export_quietly(tiny_lfm, tmp_path / "split", style)
+    path = export_quietly(tiny_lfm, tmp_path / "split", ops_profile)
 
     files = sorted(name for name in os.listdir(path.parent) if name != "model.onnx")
     assert len(files) > 3 and files[:2] == ["model.onnx_data", "model.onnx_data_1"]

@@ -14,7 +14,7 @@ from exported_model import ExportedModel, export_quietly
 from lfm_onnx.artifact.precision import FP16, FP32, Precision
 from lfm_onnx.checkpoint.config import LfmConfig
 from lfm_onnx.checkpoint.tokenizer import ChatTokenizer
-from lfm_onnx.export import BodyStyle
+from lfm_onnx.export import OpsProfile
 from onnx import TensorProto
 from onnx.external_data_helper import ExternalDataInfo
 
@@ -23,7 +23,7 @@ VARIANTS = ["dense", "dense_conv_length_4", "dense_own_head_dim", "dense_conv_on
 CONTRIB_SINCE_1_24 = {"GroupQueryAttention", "MoE", "SkipSimplifiedLayerNormalization"}
 """com.microsoft operators that a graph may use; all of them are in ONNX Runtime 1.24, which Windows ML ships."""
 
-styles = pytest.mark.parametrize("style", BodyStyle, ids=[style.value for style in BodyStyle])
+ops_profiles = pytest.mark.parametrize("ops_profile", OpsProfile, ids=[profile.value for profile in OpsProfile])
 variants = pytest.mark.parametrize("variant", VARIANTS)
 
 
@@ -46,12 +46,12 @@ def exported(
 ) -> Callable[..., Exported]:
     made: dict[tuple[str, str, str], Exported] = {}
 
-    def artifact(variant: str, style: BodyStyle = BodyStyle.CUSTOM, precision: Precision = FP32) -> Exported:
-        key = (variant, style.value, precision.name)
+    def artifact(variant: str, ops_profile: OpsProfile = OpsProfile.CUSTOM, precision: Precision = FP32) -> Exported:
+        key = (variant, ops_profile.value, precision.name)
         if key not in made:
             checkpoint = tiny_lfm if variant == "sample" else variant_checkpoint(variant)
             folder = tmp_path_factory.mktemp("export") / "out"
-            made[key] = Exported(checkpoint, folder, export_quietly(checkpoint, folder, style, precision))
+            made[key] = Exported(checkpoint, folder, export_quietly(checkpoint, folder, ops_profile, precision))
         return made[key]
 
     return artifact
@@ -82,9 +82,11 @@ def all_nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
 
 
 @variants
-@styles
-def test_inputs_and_outputs_are_the_contract(variant: str, style: BodyStyle, exported: Callable[..., Exported]) -> None:
-    artifact = exported(variant, style)
+@ops_profiles
+def test_inputs_and_outputs_are_the_contract(
+    variant: str, ops_profile: OpsProfile, exported: Callable[..., Exported]
+) -> None:
+    artifact = exported(variant, ops_profile)
     config = artifact.config
     conv = (TensorProto.FLOAT, ["batch_size", config.hidden_size, config.conv_L_cache])
     kv_heads, size = config.num_key_value_heads, config.head_dim
@@ -113,11 +115,11 @@ def test_inputs_and_outputs_are_the_contract(variant: str, style: BodyStyle, exp
     assert artifact.graph.output[0].name == "logits"
 
 
-@styles
+@ops_profiles
 def test_num_logits_to_keep_has_a_default_that_a_caller_may_override(
-    style: BodyStyle, exported: Callable[..., Exported]
+    ops_profile: OpsProfile, exported: Callable[..., Exported]
 ) -> None:
-    artifact = exported("moe", style)
+    artifact = exported("moe", ops_profile)
     (initial,) = [tensor for tensor in artifact.graph.initializer if tensor.name == "num_logits_to_keep"]
     assert onnx.numpy_helper.to_array(initial).tolist() == 1
     model = ExportedModel(artifact.path)
@@ -128,9 +130,9 @@ def test_num_logits_to_keep_has_a_default_that_a_caller_may_override(
     assert model.feed([5, 6, 7], keep=0)[0].shape[0] == 3
 
 
-@styles
-def test_fp16_weights_leave_the_interface_float32(style: BodyStyle, exported: Callable[..., Exported]) -> None:
-    full, half = exported("moe", style), exported("moe", style, FP16)
+@ops_profiles
+def test_fp16_weights_leave_the_interface_float32(ops_profile: OpsProfile, exported: Callable[..., Exported]) -> None:
+    full, half = exported("moe", ops_profile), exported("moe", ops_profile, FP16)
     assert half.path.name == "model_fp16.onnx"
     for sides in ("input", "output"):
         assert [(value.name, signature(value)) for value in getattr(half.graph, sides)] == [
@@ -146,11 +148,11 @@ def test_fp16_weights_leave_the_interface_float32(style: BodyStyle, exported: Ca
 
 
 @variants
-@styles
+@ops_profiles
 def test_the_residual_stream_has_a_name_after_each_layer(
-    variant: str, style: BodyStyle, exported: Callable[..., Exported]
+    variant: str, ops_profile: OpsProfile, exported: Callable[..., Exported]
 ) -> None:
-    artifact = exported(variant, style)
+    artifact = exported(variant, ops_profile)
     produced = {output for node in artifact.graph.node for output in node.output}
     layers = range(artifact.config.num_hidden_layers)
     assert {f"hidden_states.{name}" for name in (*layers, "embed", "final")} <= produced
@@ -161,18 +163,18 @@ def test_the_residual_stream_has_a_name_after_each_layer(
 
 @pytest.mark.parametrize("precision", [FP32, FP16], ids=["fp32", "fp16"])
 @variants
-@styles
+@ops_profiles
 def test_onnx_checker_accepts_the_model(
-    variant: str, style: BodyStyle, precision: Precision, exported: Callable[..., Exported]
+    variant: str, ops_profile: OpsProfile, precision: Precision, exported: Callable[..., Exported]
 ) -> None:
-    onnx.checker.check_model(str(exported(variant, style, precision).path), full_check=True)
+    onnx.checker.check_model(str(exported(variant, ops_profile, precision).path), full_check=True)
 
 
 @variants
 def test_the_standard_profile_needs_nothing_but_ai_onnx_and_our_functions(
     variant: str, exported: Callable[..., Exported]
 ) -> None:
-    proto = exported(variant, BodyStyle.STANDARD).proto
+    proto = exported(variant, OpsProfile.STANDARD).proto
     assert {opset.domain for opset in proto.opset_import} == {"", "ai.liquid"}
     assert {node.domain for node in proto.graph.node} <= {"", "ai.liquid"}
     for function in proto.functions:
@@ -184,7 +186,7 @@ def test_the_standard_profile_needs_nothing_but_ai_onnx_and_our_functions(
 def test_the_custom_profile_uses_no_operator_newer_than_onnx_runtime_1_24(
     variant: str, exported: Callable[..., Exported]
 ) -> None:
-    proto = exported(variant, BodyStyle.CUSTOM).proto
+    proto = exported(variant, OpsProfile.CUSTOM).proto
     contrib = {node.op_type for node in all_nodes(proto) if node.domain == "com.microsoft"}
     assert contrib <= CONTRIB_SINCE_1_24
     assert {node.domain for node in all_nodes(proto)} <= {"", "ai.liquid", "com.microsoft"}
@@ -197,11 +199,11 @@ def test_the_custom_profile_uses_no_operator_newer_than_onnx_runtime_1_24(
 
 
 @variants
-@styles
+@ops_profiles
 def test_each_custom_node_has_its_function_and_passes_every_attribute(
-    variant: str, style: BodyStyle, exported: Callable[..., Exported]
+    variant: str, ops_profile: OpsProfile, exported: Callable[..., Exported]
 ) -> None:
-    artifact = exported(variant, style)
+    artifact = exported(variant, ops_profile)
     functions = local_functions(artifact.proto)
     nodes = [node for node in artifact.graph.node if node.domain == "ai.liquid"]
     for node in nodes:
@@ -225,7 +227,7 @@ def test_onnxs_own_evaluator_runs_the_standard_profile(exported: Callable[..., E
     """What the file says is enough: a runtime without any of ONNX Runtime's fusions gives the same logits."""
     from onnx.reference import ReferenceEvaluator
 
-    artifact = exported("moe", BodyStyle.STANDARD)
+    artifact = exported("moe", OpsProfile.STANDARD)
     model = ExportedModel(artifact.path)
     ids = np.array([[9, 8, 7, 6, 5], [4, 3, 2, 0, 0]])
     mask = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
@@ -239,12 +241,12 @@ def test_onnxs_own_evaluator_runs_the_standard_profile(exported: Callable[..., E
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * expected.std())
 
 
-@styles
+@ops_profiles
 def test_decoding_reads_the_chosen_experts_and_no_others(
-    style: BodyStyle, exported: Callable[..., Exported], tmp_path: Path
+    ops_profile: OpsProfile, exported: Callable[..., Exported], tmp_path: Path
 ) -> None:
     """NaN in an expert's weights: the token's logits become NaN for top_k experts and stay bit for bit for the rest."""
-    artifact = exported("moe", style)
+    artifact = exported("moe", ops_profile)
     config = artifact.config
     layer = config.num_hidden_layers - 1
     healthy, _ = ExportedModel(artifact.path).feed([11])
@@ -276,7 +278,7 @@ def test_runtime_optimizations_keep_the_fused_operators(
     variant: str, exported: Callable[..., Exported], tmp_path: Path
 ) -> None:
     """After ONNX Runtime has inlined our functions, one MoE a layer is left, and no copy of expert weights."""
-    artifact = exported(variant, BodyStyle.CUSTOM)
+    artifact = exported(variant, OpsProfile.CUSTOM)
     ExportedModel(artifact.path, optimized=tmp_path / "optimized.onnx")
     optimized = onnx.load(tmp_path / "optimized.onnx", load_external_data=False)
     config = artifact.config
@@ -309,11 +311,11 @@ def test_config_json_is_the_checkpoints_with_a_section_for_transformers_js(
     assert config == read_json(tiny_lfm / "config.json")
 
 
-@styles
+@ops_profiles
 def test_genai_config_has_the_keys_that_genai_knows(
-    style: BodyStyle, exported: Callable[..., Exported], tiny_lfm: Path
+    ops_profile: OpsProfile, exported: Callable[..., Exported], tiny_lfm: Path
 ) -> None:
-    artifact = exported("sample", style)
+    artifact = exported("sample", ops_profile)
     genai = read_json(artifact.folder / "genai_config.json")
     source = read_json(tiny_lfm / "config.json")
     assert set(genai) == {"model", "search"}
@@ -351,7 +353,7 @@ def test_genai_config_has_the_keys_that_genai_knows(
             "present_conv_names": "present_conv.%d",
         },
     }
-    assert search["past_present_share_buffer"] is (style is BodyStyle.CUSTOM)
+    assert search["past_present_share_buffer"] is (ops_profile is OpsProfile.CUSTOM)
     assert 1 <= search["max_length"] <= source["max_position_embeddings"]
     known = {"do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "max_length"}
     assert set(search) <= known | {"past_present_share_buffer"}
@@ -406,11 +408,11 @@ def without_template_file(folder: Path, copy: Path) -> Path:
 
 
 @pytest.mark.parametrize("precision", [FP32, FP16], ids=["fp32", "fp16"])
-@styles
+@ops_profiles
 def test_the_graph_carries_the_manifests_identity(
-    style: BodyStyle, precision: Precision, exported: Callable[..., Exported]
+    ops_profile: OpsProfile, precision: Precision, exported: Callable[..., Exported]
 ) -> None:
-    artifact = exported("sample", style, precision)
+    artifact = exported("sample", ops_profile, precision)
     manifest = read_json(artifact.folder / "lfm_manifest.json")
     source, model, generator = manifest["source"], manifest["model"], manifest["generator"]
     assert isinstance(source, dict) and isinstance(model, dict) and isinstance(generator, dict)
@@ -430,4 +432,4 @@ def test_the_graph_carries_the_manifests_identity(
     }
     assert {key: said.get(key) for key in identity} == identity
     assert (artifact.proto.producer_name, artifact.proto.producer_version) == ("lfm-onnx", generator["version"])
-    assert (name, variant["ops"], variant["opset"]) == (precision.name, style.value, 21)
+    assert (name, variant["ops"], variant["opset"]) == (precision.name, ops_profile.value, 21)

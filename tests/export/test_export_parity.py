@@ -12,7 +12,7 @@ import pytest
 from exported_model import Array, ExportedModel, Ids, columns, export_quietly, padded, past_name
 from lfm_onnx.artifact.precision import FP16, FP32, Precision
 from lfm_onnx.checkpoint.config import LfmConfig
-from lfm_onnx.export import BodyStyle
+from lfm_onnx.export import OpsProfile
 from model_variants import VARIANTS, reference_logits
 
 LIMIT = 1e-3
@@ -25,7 +25,7 @@ SAMPLE = "sample"
 
 THOROUGH = [SAMPLE, "dense_conv_length_4", "moe", "moe_unnormalized_top_k"]
 
-styles = pytest.mark.parametrize("style", BodyStyle, ids=[style.value for style in BodyStyle])
+ops_profiles = pytest.mark.parametrize("ops_profile", OpsProfile, ids=[profile.value for profile in OpsProfile])
 sides = pytest.mark.parametrize("side", ["left", "right"])
 
 
@@ -51,15 +51,15 @@ class Model:
 def exported(
     variant_checkpoint: Callable[..., Path], tiny_lfm: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Model]:
-    """exported(variant, style, precision) -> Model, made once."""
+    """exported(variant, ops_profile, precision) -> Model, made once."""
     made: dict[tuple[str, str, str], Model] = {}
     known: dict[str, dict[tuple[int, ...], Array]] = {}
 
-    def model(variant: str, style: BodyStyle, precision: Precision = FP32) -> Model:
-        key = (variant, style.value, precision.name)
+    def model(variant: str, ops_profile: OpsProfile, precision: Precision = FP32) -> Model:
+        key = (variant, ops_profile.value, precision.name)
         if key not in made:
             checkpoint = tiny_lfm if variant == SAMPLE else variant_checkpoint(variant)
-            path = export_quietly(checkpoint, tmp_path_factory.mktemp("export") / "out", style, precision)
+            path = export_quietly(checkpoint, tmp_path_factory.mktemp("export") / "out", ops_profile, precision)
             made[key] = Model(checkpoint, ExportedModel(path), known.setdefault(variant, {}))
         return made[key]
 
@@ -83,12 +83,15 @@ class Differences:
 
 
 @pytest.mark.parametrize("variant", [*VARIANTS, SAMPLE])
-@styles
+@ops_profiles
 def test_every_variant_agrees_with_transformers(
-    variant: str, style: BodyStyle, exported: Callable[..., Model], record_property: Callable[[str, object], None]
+    variant: str,
+    ops_profile: OpsProfile,
+    exported: Callable[..., Model],
+    record_property: Callable[[str, object], None],
 ) -> None:
     """Prefill, decode, and a batch of unequal lengths padded on either side."""
-    model = exported(variant, style)
+    model = exported(variant, ops_profile)
     differences = Differences()
 
     ids = model.random_ids(24)
@@ -109,16 +112,16 @@ def test_every_variant_agrees_with_transformers(
 
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 64, 300])
 @pytest.mark.parametrize("variant", THOROUGH)
-@styles
+@ops_profiles
 def test_prompts_of_any_length_agree(
     variant: str,
     length: int,
-    style: BodyStyle,
+    ops_profile: OpsProfile,
     exported: Callable[..., Model],
     record_property: Callable[[str, object], None],
 ) -> None:
     """All rows of a prompt, its last row alone, four decoded tokens, and the prompt fed in pieces."""
-    model = exported(variant, style)
+    model = exported(variant, ops_profile)
     ids = model.random_ids(304)
     whole = model.reference(ids)
     differences = Differences()
@@ -142,16 +145,16 @@ def test_prompts_of_any_length_agree(
 @pytest.mark.parametrize("lengths", [(5, 1, 9, 3), (1, 1), (40, 17, 2)], ids=str)
 @pytest.mark.parametrize("variant", THOROUGH)
 @sides
-@styles
+@ops_profiles
 def test_a_padded_batch_gives_what_each_row_alone_gives(
     variant: str,
     lengths: tuple[int, ...],
     side: str,
-    style: BodyStyle,
+    ops_profile: OpsProfile,
     exported: Callable[..., Model],
     record_property: Callable[[str, object], None],
 ) -> None:
-    model = exported(variant, style)
+    model = exported(variant, ops_profile)
     differences = Differences()
     rows = [model.random_ids(length + 3, seed=10 * length + b) for b, length in enumerate(lengths)]
     check_batch(model, rows, side, 3, differences)
@@ -160,11 +163,11 @@ def test_a_padded_batch_gives_what_each_row_alone_gives(
 
 @pytest.mark.parametrize("keep", [1, 2, 4, 9, 100])
 @sides
-@styles
+@ops_profiles
 def test_num_logits_to_keep_counts_back_from_each_rows_last_token(
-    keep: int, side: str, style: BodyStyle, exported: Callable[..., Model]
+    keep: int, side: str, ops_profile: OpsProfile, exported: Callable[..., Model]
 ) -> None:
-    model = exported("moe", style)
+    model = exported("moe", ops_profile)
     rows = [model.random_ids(length, seed=length) for length in (5, 2, 9)]
     ids, mask = padded(rows, side)
 
@@ -186,7 +189,7 @@ def test_a_conversation_goes_on_with_turns_of_unequal_lengths(
 ) -> None:
     """Each row's second turn follows its first wherever padding has put it (standard profile)."""
     for variant in THOROUGH:
-        model = exported(variant, BodyStyle.STANDARD)
+        model = exported(variant, OpsProfile.STANDARD)
         first = [model.random_ids(length, seed=length) for length in (6, 3, 8)]
         second = [model.random_ids(length, seed=90 + length) for length in (2, 7, 1)]
         differences = Differences()
@@ -204,7 +207,7 @@ def test_a_conversation_goes_on_with_turns_of_unequal_lengths(
 
 def test_group_query_attention_refuses_a_batch_that_goes_on_with_several_tokens(exported: Callable[..., Model]) -> None:
     """A limit of ONNX Runtime's operator, told as an error rather than met with wrong numbers (custom profile)."""
-    model = exported("moe", BodyStyle.CUSTOM)
+    model = exported("moe", OpsProfile.CUSTOM)
     ids, mask = padded([model.random_ids(4), model.random_ids(4, seed=1)], "right")
     _, states = model.onnx.run(ids, mask, model.onnx.empty_states(2))
     with pytest.raises(Exception, match=r"(?i)batch"):
@@ -212,9 +215,11 @@ def test_group_query_attention_refuses_a_batch_that_goes_on_with_several_tokens(
 
 
 @sides
-@styles
-def test_a_row_without_any_token_disturbs_no_other(side: str, style: BodyStyle, exported: Callable[..., Model]) -> None:
-    model = exported("moe", style)
+@ops_profiles
+def test_a_row_without_any_token_disturbs_no_other(
+    side: str, ops_profile: OpsProfile, exported: Callable[..., Model]
+) -> None:
+    model = exported("moe", ops_profile)
     row = model.random_ids(6)
     ids, mask = padded([row, []], side)
     logits, states = model.onnx.run(ids, mask, model.onnx.empty_states(2))
@@ -224,10 +229,12 @@ def test_a_row_without_any_token_disturbs_no_other(side: str, style: BodyStyle, 
 
 
 @pytest.mark.parametrize("variant", THOROUGH)
-@styles
-def test_greedy_tokens_are_transformers_own(variant: str, style: BodyStyle, exported: Callable[..., Model]) -> None:
+@ops_profiles
+def test_greedy_tokens_are_transformers_own(
+    variant: str, ops_profile: OpsProfile, exported: Callable[..., Model]
+) -> None:
     """Each token is the reference's choice after the ones before it, so the two sequences are the same."""
-    model = exported(variant, style)
+    model = exported(variant, ops_profile)
     prompt = model.random_ids(10, seed=3)
     logits, states = model.onnx.feed(prompt)
     tokens = []
@@ -242,7 +249,7 @@ def test_greedy_tokens_are_transformers_own(variant: str, style: BodyStyle, expo
 
 def test_past_and_present_may_share_one_buffer(exported: Callable[..., Model]) -> None:
     """The custom profile writes new columns into the cache it is given: no copy of the cache per token."""
-    model = exported("moe", BodyStyle.CUSTOM)
+    model = exported("moe", OpsProfile.CUSTOM)
     ids = model.random_ids(12)
     whole = model.reference(ids)
     room = 32
@@ -275,11 +282,14 @@ def test_past_and_present_may_share_one_buffer(exported: Callable[..., Model]) -
 
 
 @pytest.mark.parametrize("variant", [SAMPLE, "dense", "moe", "moe_fused_sharded_fp16", "moe_top_4"])
-@styles
+@ops_profiles
 def test_fp16_weights_keep_the_distribution(
-    variant: str, style: BodyStyle, exported: Callable[..., Model], record_property: Callable[[str, object], None]
+    variant: str,
+    ops_profile: OpsProfile,
+    exported: Callable[..., Model],
+    record_property: Callable[[str, object], None],
 ) -> None:
-    model = exported(variant, style, FP16)
+    model = exported(variant, ops_profile, FP16)
     ids = model.random_ids(200)
     expected = log_softmax(model.reference(ids))
 

@@ -22,7 +22,7 @@ from lfm_onnx.checkpoint.config import LfmConfig
 from lfm_onnx.checkpoint.tokenizer import ChatTokenizer
 from lfm_onnx.cli.main import main
 from lfm_onnx.errors import CheckpointError, InputError
-from lfm_onnx.export import BodyStyle, ExportOptions, plan_export
+from lfm_onnx.export import ExportOptions, OpsProfile, plan_export
 from lfm_onnx.export.block_weights import BlockWeight
 from lfm_onnx.quantize.methods import Method, Quantizer
 from lfm_onnx.quantize.round_to_nearest import quantize_round_to_nearest
@@ -41,7 +41,7 @@ PRECISIONS = {
 }
 VARIANTS = ["dense_untied", "dense_conv_bias", "dense_own_head_dim", "dense_attention_only"]
 VARIANTS += ["moe_conv_bias", "moe_no_dense_layers", "moe_no_expert_bias", "moe_top_8_of_8", "moe_fused"]
-styles = pytest.mark.parametrize("style", BodyStyle, ids=[style.value for style in BodyStyle])
+ops_profiles = pytest.mark.parametrize("ops_profile", OpsProfile, ids=[profile.value for profile in OpsProfile])
 
 
 def is_quantized(name: str, shape: tuple[int, ...]) -> bool:
@@ -84,7 +84,7 @@ def test_the_graph_is_the_float_model_of_the_rounded_weights(
     precision = PRECISIONS[name]
     checkpoint = variant_checkpoint(variant)
     ids = random_ids(96, 23)
-    path = export_quietly(checkpoint, tmp_path / "out", BodyStyle.STANDARD, precision)
+    path = export_quietly(checkpoint, tmp_path / "out", OpsProfile.STANDARD, precision)
     expected, _ = Reference(
         Checkpoint.open(rounded(checkpoint, tmp_path / "rounded", block_format(precision)))
     ).forward(ids, logits="all")
@@ -105,19 +105,21 @@ def test_contrib_bodies_differ_by_the_rounding_of_activations_alone(
     checkpoint = variant_checkpoint(variant)
     ids = random_ids(96, 23)
     custom, standard = (
-        ExportedModel(export_quietly(checkpoint, tmp_path / style.value, style, precision)).feed(ids, keep=0)[0]
-        for style in (BodyStyle.CUSTOM, BodyStyle.STANDARD)
+        ExportedModel(export_quietly(checkpoint, tmp_path / ops_profile.value, ops_profile, precision)).feed(
+            ids, keep=0
+        )[0]
+        for ops_profile in (OpsProfile.CUSTOM, OpsProfile.STANDARD)
     )
     # Models with experts are compared below: one that is chosen differently moves the logits of a random model far.
     assert np.sqrt(np.square(custom - standard).mean()) < 0.1 * standard.std()
 
 
-@styles
+@ops_profiles
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_padded_batch_gives_what_each_row_alone_gives(
-    side: str, style: BodyStyle, tiny_lfm: Path, tmp_path: Path
+    side: str, ops_profile: OpsProfile, tiny_lfm: Path, tmp_path: Path
 ) -> None:
-    model = ExportedModel(export_quietly(tiny_lfm, tmp_path / "out", style, Q8))
+    model = ExportedModel(export_quietly(tiny_lfm, tmp_path / "out", ops_profile, Q8))
     vocab_size = LfmConfig.load(tiny_lfm).vocab_size
     rows = [random_ids(vocab_size, count, count) for count in (5, 1, 9)]
     ids, mask = padded(rows, side)
@@ -125,7 +127,9 @@ def test_a_padded_batch_gives_what_each_row_alone_gives(
     for row, found in zip(rows, logits, strict=True):
         alone, _ = model.feed(row)
         # Kernels for one token and for several round differently where activations are int8.
-        np.testing.assert_allclose(found, alone, atol=(1e-3 if style is BodyStyle.STANDARD else 0.2) * alone.std())
+        np.testing.assert_allclose(
+            found, alone, atol=(1e-3 if ops_profile is OpsProfile.STANDARD else 0.2) * alone.std()
+        )
 
 
 # --- the trained sample model -----------------------------------------------------------------------------------------
@@ -161,22 +165,22 @@ def log_softmax(logits: Array) -> npt.NDArray[np.float64]:
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
-@styles
+@ops_profiles
 @pytest.mark.parametrize(
     ("precision", "limit"), [(Q8, 1e-3), (Q4, 0.03)], ids=lambda value: getattr(value, "name", None)
 )
 def test_the_sample_models_distribution_hardly_moves(
     precision: Precision,
     limit: float,
-    style: BodyStyle,
+    ops_profile: OpsProfile,
     sample: Sample,
     tmp_path: Path,
     record_property: Callable[[str, object], None],
 ) -> None:
-    export_quietly(sample.checkpoint, tmp_path / "out", style, precision)
+    export_quietly(sample.checkpoint, tmp_path / "out", ops_profile, precision)
     divergence = sample.divergence(OnnxRunner(Artifact.open(tmp_path / "out"), threads=1))
     record_property("kld", divergence)
-    print(f"{precision.name}, {style.value} ops: KLD {divergence:.3g} nats per token")
+    print(f"{precision.name}, {ops_profile.value} ops: KLD {divergence:.3g} nats per token")
     assert 0 <= divergence < limit
 
 
@@ -184,7 +188,7 @@ def test_the_sample_models_distribution_hardly_moves(
 def test_the_sample_model_answers_its_tasks_as_before(
     precision: Precision, loss: float, sample: Sample, tmp_path: Path
 ) -> None:
-    export_quietly(sample.checkpoint, tmp_path / "out", BodyStyle.CUSTOM, precision)
+    export_quietly(sample.checkpoint, tmp_path / "out", OpsProfile.CUSTOM, precision)
     artifact = Artifact.open(tmp_path / "out")
     eos = artifact.config.eos_token_ids
 
@@ -203,16 +207,16 @@ def test_the_sample_model_answers_its_tasks_as_before(
 @pytest.fixture(scope="module")
 def q4_folder(tiny_lfm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("q4") / "out"
-    export_quietly(tiny_lfm, folder, BodyStyle.CUSTOM, Q4)
+    export_quietly(tiny_lfm, folder, OpsProfile.CUSTOM, Q4)
     return folder
 
 
-@styles
+@ops_profiles
 @pytest.mark.parametrize("variant", ["dense_conv_bias", "moe"])
 def test_the_checker_accepts_the_graph(
-    variant: str, style: BodyStyle, variant_checkpoint: Variants, tmp_path: Path
+    variant: str, ops_profile: OpsProfile, variant_checkpoint: Variants, tmp_path: Path
 ) -> None:
-    path = export_quietly(variant_checkpoint(variant), tmp_path / "out", style, Q4)
+    path = export_quietly(variant_checkpoint(variant), tmp_path / "out", ops_profile, Q4)
     onnx.checker.check_model(path, full_check=True)
 
 
@@ -265,14 +269,14 @@ def test_the_manifest_states_the_format_of_each_class(q4_folder: Path) -> None:
 
 @pytest.mark.parametrize("precision", [Q4, Q8], ids=lambda precision: precision.name)
 def test_transformers_js_finds_the_files_by_its_own_names(precision: Precision, tiny_lfm: Path, tmp_path: Path) -> None:
-    export_quietly(tiny_lfm, tmp_path / "out", BodyStyle.CUSTOM, precision)
+    export_quietly(tiny_lfm, tmp_path / "out", OpsProfile.CUSTOM, precision)
     config = json.loads((tmp_path / "out" / "config.json").read_text())["transformers.js_config"]
     assert config == {"dtype": precision.name, "use_external_data_format": {precision.model_file: 1}}
     assert (tmp_path / "out" / "onnx" / f"{precision.model_file}_data").is_file()
 
 
 def test_the_same_checkpoint_gives_the_same_bytes(tiny_lfm: Path, q4_folder: Path, tmp_path: Path) -> None:
-    again = export_quietly(tiny_lfm, tmp_path / "out", BodyStyle.CUSTOM, Q4)
+    again = export_quietly(tiny_lfm, tmp_path / "out", OpsProfile.CUSTOM, Q4)
     for name in (Q4.model_file, Q4.data_file(0)):
         assert (again.parent / name).read_bytes() == (q4_folder / "onnx" / name).read_bytes()
 
@@ -332,5 +336,5 @@ def test_weights_that_no_code_stands_for_are_named(
     tensors["model.layers.1.self_attn.k_proj.weight"][3, 5] = value
     save_file(tensors, checkpoint / "model.safetensors")
     with pytest.raises(CheckpointError, match=rf"layers\.1\.self_attn\.qkv_proj\.weight.*{message}"):
-        export_quietly(checkpoint, tmp_path / "out", BodyStyle.CUSTOM, Q4)
+        export_quietly(checkpoint, tmp_path / "out", OpsProfile.CUSTOM, Q4)
     assert not (tmp_path / "out").exists()

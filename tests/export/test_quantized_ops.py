@@ -14,7 +14,7 @@ from lfm_onnx.artifact.formats import BlockFormat, dequantize
 from lfm_onnx.export.ops import (
     DOMAIN,
     DOMAIN_VERSION,
-    BodyStyle,
+    OpsProfile,
     gather_dequantize_function,
     qlinear_function,
     sparse_moe_function,
@@ -109,8 +109,8 @@ def one_node_model(
     )
 
 
-def style_of(runner: str) -> BodyStyle:
-    return BodyStyle(runner.partition("-")[0])
+def ops_profile_of(runner: str) -> OpsProfile:
+    return OpsProfile(runner.partition("-")[0])
 
 
 def attributes_of(fmt: BlockFormat, activation_bits: int) -> dict[str, int]:
@@ -140,7 +140,7 @@ def qlinear(
 ) -> Array:
     rows, columns = weight.values.shape
     function = qlinear_function(
-        style=style_of(runner),
+        ops_profile=ops_profile_of(runner),
         zero_points=not fmt.symmetric,
         activation_bits=activation_bits,
         bias=bias is not None,
@@ -189,7 +189,11 @@ def test_swiglu_is_the_feed_forward_block(runner: str, fmt: BlockFormat, size: t
     columns, width = size
     w13, w2 = Weight(fmt, 2 * width, columns, seed=1), Weight(fmt, columns, width, seed=2)
     function = swiglu_function(
-        style=style_of(runner), columns=columns, width=width, zero_points=not fmt.symmetric, activation_bits=0
+        ops_profile=ops_profile_of(runner),
+        columns=columns,
+        width=width,
+        zero_points=not fmt.symmetric,
+        activation_bits=0,
     )
     x = activations(2, 3, columns)
     inputs = {"x": x, "w13": w13.data, "w2": w2.data, "w13_scales": w13.scales, "w2_scales": w2.scales}
@@ -208,7 +212,7 @@ def test_swiglu_is_the_feed_forward_block(runner: str, fmt: BlockFormat, size: t
 @pytest.mark.parametrize("columns", [256, 200, 17])
 def test_gather_dequantize_gives_rows_of_the_table_exactly(runner: str, fmt: BlockFormat, columns: int) -> None:
     table = Weight(fmt, 50, columns)
-    function = gather_dequantize_function(style=style_of(runner), zero_points=not fmt.symmetric)
+    function = gather_dequantize_function(ops_profile=ops_profile_of(runner), zero_points=not fmt.symmetric)
     for ids in (np.array([[3, 49, 0], [3, 1, 7]]), np.array([5]), np.zeros((1, 0), np.int64)):
         inputs = {"table": table.data, "scales": table.scales, "zero_points": table.zero_points, "ids": ids}
         attributes = {"K": columns, "bits": fmt.bits, "block_size": fmt.block_size}
@@ -230,7 +234,7 @@ def test_split_qkv_norm_normalizes_each_head_of_queries_and_keys(
     q_weight, k_weight = activations(size, seed=1), activations(size, seed=2)
     found = run(
         runner,
-        split_qkv_norm_function(style=style_of(runner)),
+        split_qkv_norm_function(ops_profile=ops_profile_of(runner)),
         {"qkv": qkv},
         {"qkv": qkv, "q_weight": q_weight, "k_weight": k_weight},
         num_heads=heads,
@@ -257,7 +261,7 @@ def sparse_moe(runner: str, fmt: BlockFormat, x: Array, *, contrib: bool = True,
     router, bias = activations(8, hidden, seed=3) / np.float32(hidden**0.5), activations(8, seed=4)
     w13, w2 = Weight(fmt, 8, 2 * width, hidden, seed=5), Weight(fmt, 8, hidden, width, seed=6)
     function = sparse_moe_function(
-        style=style_of(runner),
+        ops_profile=ops_profile_of(runner),
         weight_dtype=ir.DataType.UINT8,
         zero_points=not fmt.symmetric,
         contrib_experts=contrib,
@@ -303,25 +307,25 @@ def test_blocks_of_128_reach_the_contrib_op_where_rows_have_several(fmt: BlockFo
 # --- all of them ------------------------------------------------------------------------------------------------------
 
 
-def functions(style: BodyStyle, zero_points: bool) -> list[ir.Function]:
+def functions(ops_profile: OpsProfile, zero_points: bool) -> list[ir.Function]:
     return [
-        qlinear_function(style=style, zero_points=zero_points, activation_bits=8),
-        swiglu_function(style=style, columns=64, width=96, zero_points=zero_points, activation_bits=8),
-        split_qkv_norm_function(style=style),
-        gather_dequantize_function(style=style, zero_points=zero_points),
-        sparse_moe_function(style=style, weight_dtype=ir.DataType.UINT8, zero_points=zero_points),
+        qlinear_function(ops_profile=ops_profile, zero_points=zero_points, activation_bits=8),
+        swiglu_function(ops_profile=ops_profile, columns=64, width=96, zero_points=zero_points, activation_bits=8),
+        split_qkv_norm_function(ops_profile=ops_profile),
+        gather_dequantize_function(ops_profile=ops_profile, zero_points=zero_points),
+        sparse_moe_function(ops_profile=ops_profile, weight_dtype=ir.DataType.UINT8, zero_points=zero_points),
     ]
 
 
 @pytest.mark.parametrize("zero_points", [False, True])
 def test_standard_bodies_use_nothing_but_ai_onnx(zero_points: bool) -> None:
-    for function in functions(BodyStyle.STANDARD, zero_points):
+    for function in functions(OpsProfile.STANDARD, zero_points):
         assert set(function.opset_imports) == {""}
         assert {node.domain for node in function} == {""}
 
 
-@pytest.mark.parametrize("style", BodyStyle)
-def test_no_attribute_has_a_default(style: BodyStyle) -> None:
+@pytest.mark.parametrize("ops_profile", OpsProfile)
+def test_no_attribute_has_a_default(ops_profile: OpsProfile) -> None:
     """Inliners drop defaults: a call that leaves an attribute out must fail, not mean something."""
-    for function in functions(style, True):
+    for function in functions(ops_profile, True):
         assert all(attribute.value is None for attribute in function.attributes.values())

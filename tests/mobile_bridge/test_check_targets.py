@@ -14,7 +14,7 @@ from exported_model import export_quietly
 from lfm_onnx.artifact.artifact import Artifact
 from lfm_onnx.cli.main import main
 from lfm_onnx.errors import InputError
-from lfm_onnx.export import BodyStyle
+from lfm_onnx.export import OpsProfile
 from lfm_onnx.mobile_bridge.check import openvino, windows_ml
 from lfm_onnx.mobile_bridge.check.fixed_shapes import fixed_shape_model
 from lfm_onnx.mobile_bridge.check.graph_weights import load_graph, weight_bytes_by_node
@@ -28,7 +28,7 @@ from npu_toy_export import HIDDEN, VOCAB, write_toy_export
 @pytest.fixture(scope="module")
 def artifact(tiny_lfm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("check") / "standard"
-    export_quietly(tiny_lfm, folder, BodyStyle.STANDARD)
+    export_quietly(tiny_lfm, folder, OpsProfile.STANDARD)
     return folder
 
 

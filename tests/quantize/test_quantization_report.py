@@ -181,7 +181,7 @@ def test_hostile_names_are_shown_and_never_run(tmp_path: Path) -> None:
         "head",
         "meta",
         "title",
-        "style",
+        "ops_profile",
         "body",
         "main",
         "header",

@@ -18,7 +18,7 @@ from lfm_onnx.artifact.precision import FP16, FP32, Q4, Q4F16, Q8
 from lfm_onnx.checkpoint.checkpoint import Checkpoint
 from lfm_onnx.cli.main import main
 from lfm_onnx.errors import ArtifactError, PromiseError
-from lfm_onnx.export import BodyStyle, weights
+from lfm_onnx.export import OpsProfile, weights
 from lfm_onnx.export.artifact_source import ArtifactSource
 from lfm_onnx.export.block_weights import BlockWeight
 from lfm_onnx.quantize.budget import Upgrade, fewest_steps, spend, upgrades
@@ -92,13 +92,13 @@ def test_pieces_come_in_their_order_however_long_each_takes() -> None:
 @pytest.mark.parametrize(
     "variant", ["dense_untied", "dense_conv_bias", "dense_conv_length_4", "moe_conv_bias", "moe_no_expert_bias", "moe"]
 )
-@pytest.mark.parametrize("style", BodyStyle, ids=[style.value for style in BodyStyle])
+@pytest.mark.parametrize("ops_profile", OpsProfile, ids=[profile.value for profile in OpsProfile])
 def test_an_artifact_holds_its_checkpoints_tensors(
-    style: BodyStyle, variant: str, variant_checkpoint: Variants, tmp_path: Path
+    ops_profile: OpsProfile, variant: str, variant_checkpoint: Variants, tmp_path: Path
 ) -> None:
     folder = variant_checkpoint(variant)
     checkpoint = Checkpoint.open(folder)
-    export_quietly(folder, tmp_path / "out", style)
+    export_quietly(folder, tmp_path / "out", ops_profile)
     source = ArtifactSource.open(tmp_path / "out")
     assert source.names() == checkpoint.names()
     for name in checkpoint.names():
@@ -294,7 +294,7 @@ def test_half_precision_activations_change_little(variant: str, variant_checkpoi
     ids = np.random.default_rng(0).integers(0, 96, 12)
     # Experts of random models are close calls: the whole logits move with one that is chosen otherwise.
     whole, half = (
-        ExportedModel(export_quietly(checkpoint, tmp_path / precision.name, BodyStyle.CUSTOM, precision))
+        ExportedModel(export_quietly(checkpoint, tmp_path / precision.name, OpsProfile.CUSTOM, precision))
         for precision in (Q4, Q4F16)
     )
     types = {value.name: value.type for value in (*half.session.get_inputs(), *half.session.get_outputs())}

@@ -19,7 +19,7 @@ from lfm_onnx.cli.chat import chat as chat_command
 from lfm_onnx.cli.generate import generate as generate_command
 from lfm_onnx.cli.terminal import AnswerWriter
 from lfm_onnx.errors import ArtifactError, InputError, LfmOnnxError
-from lfm_onnx.export import BodyStyle, ExportOptions, export_checkpoint
+from lfm_onnx.export import ExportOptions, OpsProfile, export_checkpoint
 from lfm_onnx.runtime.chat import Conversation
 from lfm_onnx.runtime.model import LfmModel, Token
 from lfm_onnx.runtime.state import FIRST_CAPACITY
@@ -41,7 +41,7 @@ def exported(
         if (name, profile) not in made:
             source = tiny_lfm if name == "tiny_lfm" else variant_checkpoint(name)
             made[name, profile] = tmp_path_factory.mktemp("artifact") / "model"
-            options = ExportOptions(style=BodyStyle(profile), tokenizer=name == "tiny_lfm")
+            options = ExportOptions(ops_profile=OpsProfile(profile), tokenizer=name == "tiny_lfm")
             export_checkpoint(Checkpoint.open(source), made[name, profile], options)
         return made[name, profile]
 

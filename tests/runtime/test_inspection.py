@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from lfm_onnx.checkpoint.checkpoint import Checkpoint
 from lfm_onnx.cli.inspect import inspect as inspect_command
 from lfm_onnx.errors import ArtifactError
-from lfm_onnx.export import BodyStyle, ExportOptions, export_checkpoint
+from lfm_onnx.export import ExportOptions, OpsProfile, export_checkpoint
 from lfm_onnx.runtime.inspection import Inspection, inspect_artifact
 from lfm_onnx.runtime.model import LfmModel
 
@@ -31,7 +31,7 @@ def inspected(
         if variant not in made:
             checkpoint = Checkpoint.open(variant_checkpoint(variant))
             folder = tmp_path_factory.mktemp("inspected") / variant
-            export_checkpoint(checkpoint, folder, ExportOptions(style=BodyStyle(request.param), tokenizer=False))
+            export_checkpoint(checkpoint, folder, ExportOptions(ops_profile=OpsProfile(request.param), tokenizer=False))
             made[variant] = checkpoint, folder, inspect_artifact(folder)
         return made[variant]
 

@@ -10,13 +10,13 @@ from typing import Any
 
 from lfm_onnx.artifact.precision import FP16, FP32, PRECISIONS
 from lfm_onnx.checkpoint.checkpoint import Checkpoint
-from lfm_onnx.export import BodyStyle, ExportOptions, export_checkpoint
+from lfm_onnx.export import ExportOptions, OpsProfile, export_checkpoint
 from lfm_onnx.reference.model import Reference
 from transformers import AutoTokenizer
 
 MAX_NEW_TOKENS = 32
 # Quantized precisions answer otherwise than the reference.
-PROFILES = [f"{style.value}-{precision.name}" for precision in (FP32, FP16) for style in BodyStyle]
+PROFILES = [f"{ops_profile.value}-{precision.name}" for precision in (FP32, FP16) for ops_profile in OpsProfile]
 FP32_PROFILES = [profile for profile in PROFILES if profile.endswith("fp32")]
 
 # One task of each; between them they hold a system turn, tools, a tool's result and an earlier answer.
@@ -99,6 +99,6 @@ def cases_of(folder: Path) -> Cases:
 
 def export(checkpoint: Checkpoint, output: Path, profile: str, **options: Any) -> Path:
     """The artifact of ``profile`` ("custom-fp32", "standard-fp16" …) at ``output``, as the command line makes it."""
-    style, precision = profile.split("-")
-    export_checkpoint(checkpoint, output, ExportOptions(PRECISIONS[precision], BodyStyle(style), **options))
+    ops_profile, precision = profile.split("-")
+    export_checkpoint(checkpoint, output, ExportOptions(PRECISIONS[precision], OpsProfile(ops_profile), **options))
     return output

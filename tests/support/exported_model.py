@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 from lfm_onnx.artifact.precision import FP32, Precision
 from lfm_onnx.checkpoint.checkpoint import Checkpoint
-from lfm_onnx.export import BodyStyle, ExportOptions, export_checkpoint
+from lfm_onnx.export import ExportOptions, OpsProfile, export_checkpoint
 from lfm_onnx.quantize.quantization import QuantizationOptions
 
 Array = npt.NDArray[np.float32]
@@ -21,14 +21,14 @@ States = dict[str, Array]
 def export_quietly(
     checkpoint: Path,
     folder: Path,
-    style: BodyStyle = BodyStyle.CUSTOM,
+    ops_profile: OpsProfile = OpsProfile.CUSTOM,
     precision: Precision = FP32,
     method: str | None = "rtn",
 ) -> Path:
     """Export to ``folder``, tokenizer files as far as there are any; the path of the .onnx file."""
     options = ExportOptions(
         precision=precision,
-        style=style,
+        ops_profile=ops_profile,
         tokenizer=(checkpoint / "tokenizer.json").is_file(),
         quantization=QuantizationOptions(method=method),
     )

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lfm_onnx.export.ops import BodyStyle, sparse_moe_function
+from lfm_onnx.export.ops import OpsProfile, sparse_moe_function
 from native_experts import Experts
 from native_models import (
     FLOAT_TOLERANCE,
@@ -59,7 +59,7 @@ def test_sparse_moe_is_its_function(fmt: Format, tokens: int, seed: int) -> None
     mixture = Experts(fmt, 5, 128, 128, seed=seed)
     x = activations(seed, tokens, 128)
     function = sparse_moe_function(
-        style=BodyStyle.STANDARD, weight_dtype=ir.DataType.UINT8, zero_points=fmt.zero_points
+        ops_profile=OpsProfile.STANDARD, weight_dtype=ir.DataType.UINT8, zero_points=fmt.zero_points
     )
     attributes, tensors = mixture.attributes(2, 1), mixture.tensors(x)
     (found,) = run_native("SparseMoE", {"x": x}, tensors, attributes)

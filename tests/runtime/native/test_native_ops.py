@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lfm_onnx.export.ops import (
-    BodyStyle,
+    OpsProfile,
     gated_short_conv_function,
     gather_dequantize_function,
     qlinear_function,
@@ -65,7 +65,9 @@ def test_qlinear_on_float_activations_is_its_function(
     terms = float((np.abs(x) @ np.abs(weight.values).T).max(initial=0))
     assert_close(found, expected, terms=terms)
     if x.size and columns % fmt.block_size == 0:
-        function = qlinear_function(style=BodyStyle.STANDARD, zero_points=fmt.zero_points, activation_bits=0, bias=bias)
+        function = qlinear_function(
+            ops_profile=OpsProfile.STANDARD, zero_points=fmt.zero_points, activation_bits=0, bias=bias
+        )
         given_tensors = {name: value for name, value in tensors.items() if value is not None}
         assert_close(found, function_result(function, {"x": x}, given_tensors, attributes)[0], terms=terms)
 
@@ -167,7 +169,7 @@ def test_swiglu_is_its_formula_and_its_function(
         return
     assert_close(found, gated(x @ gate_up.values.T) @ down.values.T, 4 * FLOAT_TOLERANCE)
     function = swiglu_function(
-        style=BodyStyle.STANDARD, columns=columns, width=width, zero_points=fmt.zero_points, activation_bits=0
+        ops_profile=OpsProfile.STANDARD, columns=columns, width=width, zero_points=fmt.zero_points, activation_bits=0
     )
     assert_close(found, function_result(function, {"x": x}, tensors, attributes)[0], 8 * FLOAT_TOLERANCE)
 
@@ -198,7 +200,9 @@ def test_split_qkv_norm_is_its_function(heads: int, kv_heads: int, size: int, le
     tensors = {"qkv": qkv, "q_weight": activations(1, size), "k_weight": activations(2, size)}
     attributes = {"num_heads": heads, "kv_num_heads": kv_heads, "epsilon": 1e-5}
     found = run_native("SplitQKVNorm", {"qkv": qkv}, tensors, attributes, outputs=3)
-    expected = function_result(split_qkv_norm_function(style=BodyStyle.STANDARD), {"qkv": qkv}, tensors, attributes)
+    expected = function_result(
+        split_qkv_norm_function(ops_profile=OpsProfile.STANDARD), {"qkv": qkv}, tensors, attributes
+    )
     for one, other in zip(found, expected, strict=True):
         assert_close(one, other)
     np.testing.assert_array_equal(found[2], qkv[..., (heads + kv_heads) * size :])
@@ -213,7 +217,7 @@ def test_gather_dequantize_gives_the_rows_exactly(fmt: Format, columns: int, ids
     (found,) = run_native("GatherDequantize", {"ids": rows}, tensors, attributes)
     np.testing.assert_array_equal(found, table.values[rows].astype(np.float32))
     if ids and fmt.zero_points:
-        function = gather_dequantize_function(style=BodyStyle.STANDARD, zero_points=True)
+        function = gather_dequantize_function(ops_profile=OpsProfile.STANDARD, zero_points=True)
         np.testing.assert_array_equal(found, function_result(function, {"ids": rows}, tensors, attributes)[0])
 
 
@@ -251,7 +255,7 @@ def test_gated_short_conv_is_its_function(
     if bias:
         tensors["bias"] = activations(seed + 3, hidden)
     y, present = run_native("GatedShortConv", feeds, tensors, {}, outputs=2)
-    function = gated_short_conv_function(taps, bias=bias, style=BodyStyle.STANDARD)
+    function = gated_short_conv_function(taps, bias=bias, ops_profile=OpsProfile.STANDARD)
     expected_y, expected_present = function_result(function, feeds, tensors, {})
     assert_close(y[mask == 1], expected_y[mask == 1])
     assert np.isfinite(y).all()

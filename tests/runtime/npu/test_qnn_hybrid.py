@@ -10,7 +10,7 @@ import pytest
 from exported_model import export_quietly
 from lfm_onnx.checkpoint.checkpoint import Checkpoint
 from lfm_onnx.errors import ArtifactError
-from lfm_onnx.export import BodyStyle
+from lfm_onnx.export import OpsProfile
 from lfm_onnx.runtime import LfmModel
 from lfm_onnx.runtime.npu.model import NpuModel, NpuOptions
 
@@ -28,7 +28,7 @@ def float_npu(tiny_lfm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=[BodyStyle.CUSTOM, BodyStyle.STANDARD], ids=["shared cache", "growing cache"])
+@pytest.fixture(scope="module", params=[OpsProfile.CUSTOM, OpsProfile.STANDARD], ids=["shared cache", "growing cache"])
 def cpu(request: pytest.FixtureRequest, tiny_lfm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cpu") / "fp32"
     export_quietly(tiny_lfm, folder, request.param)

@@ -19,7 +19,7 @@ from lfm_onnx.cli.main import main
 from lfm_onnx.cli.parity import parity
 from lfm_onnx.errors import ArtifactError, InputError
 from lfm_onnx.export.exporter import ExportOptions, export_checkpoint
-from lfm_onnx.export.ops import BodyStyle
+from lfm_onnx.export.ops import OpsProfile
 from lfm_onnx.runtime.parity import checks
 from lfm_onnx.runtime.parity.compare import ParityOptions, compare
 from lfm_onnx.runtime.parity.onnx_runner import OnnxRunner, RunnerState, resolve_provider
@@ -35,14 +35,14 @@ Export = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
-    """export(checkpoint folder, style, precision) -> artifact folder, made once per session: read only."""
+    """export(checkpoint folder, ops_profile, precision) -> artifact folder, made once per session: read only."""
     made: dict[tuple[object, ...], Path] = {}
 
-    def artifact(checkpoint: Path, style: BodyStyle = BodyStyle.CUSTOM, precision: Precision = FP32) -> Path:
-        key = (checkpoint, style, precision.name)
+    def artifact(checkpoint: Path, ops_profile: OpsProfile = OpsProfile.CUSTOM, precision: Precision = FP32) -> Path:
+        key = (checkpoint, ops_profile, precision.name)
         if key not in made:
             made[key] = tmp_path_factory.mktemp("parity") / "artifact"
-            options = ExportOptions(precision, style, tokenizer=(checkpoint / "tokenizer.json").is_file())
+            options = ExportOptions(precision, ops_profile, tokenizer=(checkpoint / "tokenizer.json").is_file())
             export_checkpoint(Checkpoint.open(checkpoint), made[key], options)
         return made[key]
 
@@ -62,16 +62,18 @@ def command(*arguments: object) -> Result:
     return CliRunner().invoke(parity, list(map(str, arguments)))
 
 
-@pytest.mark.parametrize("style", BodyStyle)
+@pytest.mark.parametrize("ops_profile", OpsProfile)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_equals_transformers(
-    variant_checkpoint: MakeVariant, export: Export, variant: str, style: BodyStyle
+    variant_checkpoint: MakeVariant, export: Export, variant: str, ops_profile: OpsProfile
 ) -> None:
     checkpoint = variant_checkpoint(variant)
     ids = random_ids(VARIANTS[variant]["vocab_size"], [1, 2, 300, 23])
     # transformers' cache cannot decode without attention layers; tests of the reference compare numpy with it.
     backend = "numpy" if variant == "dense_conv_only" else "transformers"
-    report = run(export(checkpoint, style), checkpoint, token_ids=ids, backend=backend, greedy_tokens=6, layers=True)
+    report = run(
+        export(checkpoint, ops_profile), checkpoint, token_ids=ids, backend=backend, greedy_tokens=6, layers=True
+    )
     assert report.passed, report.verdict
     assert report.logits.logit_std > 0.3, "logits this small would pass whatever the model computed"
     assert report.logits.relative_max_diff <= 1e-3
@@ -79,12 +81,12 @@ def test_every_variant_equals_transformers(
     assert report.first_departing_layer is None
 
 
-@pytest.mark.parametrize("style", BodyStyle)
+@pytest.mark.parametrize("ops_profile", OpsProfile)
 @pytest.mark.parametrize("precision", [FP32, FP16], ids=lambda p: p.name)
 def test_the_sample_model_holds_parity_on_text(
-    tiny_lfm: Path, export: Export, style: BodyStyle, precision: Precision
+    tiny_lfm: Path, export: Export, ops_profile: OpsProfile, precision: Precision
 ) -> None:
-    report = run(export(tiny_lfm, style, precision), tiny_lfm, tokens=600, greedy_prompts=3)
+    report = run(export(tiny_lfm, ops_profile, precision), tiny_lfm, tokens=600, greedy_prompts=3)
     assert report.passed, report.verdict
     assert report.logits.top1 >= 0.99
     assert report.logits.perplexity_model == pytest.approx(report.logits.perplexity_reference, rel=0.01)

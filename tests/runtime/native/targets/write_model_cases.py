@@ -25,7 +25,7 @@ import onnx
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "support"))
 
-from lfm_onnx.export.ops import BodyStyle, gated_short_conv_function, split_qkv_norm_function
+from lfm_onnx.export.ops import OpsProfile, gated_short_conv_function, split_qkv_norm_function
 from lfm_onnx.runtime.native_library import ops_library_path
 from native_attention import Call
 from native_experts import Experts
@@ -104,7 +104,7 @@ def gated_short_conv(batch: int, sequence: int, padding: int) -> Case:
     mask[0, :padding] = 0
     feeds = {"BCx": activations(4, batch, sequence, 3 * 70), "mask": mask, "past_conv": activations(5, batch, 70, 3)}
     tensors = {"BCx": feeds["BCx"], "weight": activations(6, 3, 70), "mask": mask, "past_conv": feeds["past_conv"]}
-    function = gated_short_conv_function(3, bias=False, style=BodyStyle.STANDARD)
+    function = gated_short_conv_function(3, bias=False, ops_profile=OpsProfile.STANDARD)
     y, present = function_result(function, feeds, tensors, {})
     return Case("", "GatedShortConv", feeds, tensors, {}, [y * mask[..., None], present])
 
@@ -113,7 +113,9 @@ def split_qkv_norm() -> Case:
     qkv = activations(7, 2, 5, 6 * 64)
     tensors = {"qkv": qkv, "q_weight": activations(8, 64), "k_weight": activations(9, 64)}
     attributes = {"num_heads": 2, "kv_num_heads": 2, "epsilon": 1e-5}
-    expected = function_result(split_qkv_norm_function(style=BodyStyle.STANDARD), {"qkv": qkv}, tensors, attributes)
+    expected = function_result(
+        split_qkv_norm_function(ops_profile=OpsProfile.STANDARD), {"qkv": qkv}, tensors, attributes
+    )
     return Case("", "SplitQKVNorm", {"qkv": qkv}, tensors, attributes, list(expected))
 
 
