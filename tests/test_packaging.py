@@ -11,19 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = (
-    "artifact",
-    "checkpoint",
-    "cli",
-    "clients",
-    "export",
-    "hardware",
-    "mobile_bridge",
-    "quantize",
-    "reference",
-    "reporting",
-    "runtime",
-)
+FOLDERS = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
 PACKAGE_FOLDERS = [
     path.parent.relative_to(ROOT).as_posix() for top in FOLDERS for path in (ROOT / top).rglob("__init__.py")
 ]

@@ -1,4 +1,4 @@
-"""A process in which one engine is loaded and measured, as its parent sees it; ``bench_worker`` is the other side."""
+"""A process in which one engine is loaded and measured, as its parent sees it; ``worker`` is the other side."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ...errors import ArtifactError
 class BenchWorker:
     """A process of its own that has loaded one engine; a context manager, which ends the process.
 
-    command: a program that calls ``bench_worker.serve``. load_s: seconds that loading took inside it.
+    command: a program that calls ``worker.serve``. load_s: seconds that loading took inside it.
     """
 
     def __init__(

@@ -318,8 +318,8 @@ def test_quantize_needs_nothing_of_runtime() -> None:
 def test_the_source_distribution_holds_the_default_text(tmp_path: Path) -> None:
     source = tmp_path / "source"
     ignore = shutil.ignore_patterns("__pycache__", "node_modules", "build", "*.egg-info")
-    for name in ("export", "mobile_bridge", "quantize", "reporting", "runtime"):
-        shutil.copytree(ROOT / name, source / name, ignore=ignore)
+    for package in ROOT.glob("*/__init__.py"):
+        shutil.copytree(package.parent, source / package.parent.name, ignore=ignore)
     for path in (*ROOT.glob("*.py"), *(ROOT / name for name in ("pyproject.toml", "README.md", "LICENSE", "py.typed"))):
         shutil.copy2(path, source)
     command = [sys.executable, "setup.py", "-q", "sdist", "-d", str(tmp_path)]
