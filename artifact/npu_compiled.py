@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import ArtifactError
 from ..strict_json import parse_json
 from .artifact import Artifact
-from .npu_manifest import NpuManifest, Part, StaticGraph
+from .npu_manifest import NpuGraph, NpuManifest, NpuPart
 
 COMPILED = "compiled"
 RECORD = "compiled.json"
@@ -70,12 +70,12 @@ class PartRecord:
             raise ArtifactError(f"{path}: {error}; delete {folder} and run `lfm-onnx compile` again") from None
 
 
-def part_folder(artifact: Artifact, soc: str, build: str, part: Part) -> Path:
+def part_folder(artifact: Artifact, soc: str, build: str, part: NpuPart) -> Path:
     """Where a compiled part is."""
     return artifact.folder / COMPILED / soc / build / part.name
 
 
-def source_digest(artifact: Artifact, part: Part, graphs: list[StaticGraph]) -> str:
+def source_digest(artifact: Artifact, part: NpuPart, graphs: list[NpuGraph]) -> str:
     """SHA-256 over the digests of the part's graphs and weights: changes when the export does."""
     wanted = {graph.file for graph in graphs}
     prefix = {graph.file.rpartition("/")[0] + "/" for graph in graphs}

@@ -33,7 +33,7 @@ _ROLES = (
 
 
 @dataclass(frozen=True)
-class GraphValue:
+class NpuPort:
     """An input or output of a static graph. real = (q - zero_point) * scale; scale None: not quantized."""
 
     name: str
@@ -46,19 +46,19 @@ class GraphValue:
 
 
 @dataclass(frozen=True)
-class StaticGraph:
+class NpuGraph:
     """One .onnx file: ``tokens`` new tokens on top of a cache of ``context_length`` columns."""
 
     phase: str
     context_length: int
     tokens: int
     file: str
-    inputs: tuple[GraphValue, ...]
-    outputs: tuple[GraphValue, ...]
+    inputs: tuple[NpuPort, ...]
+    outputs: tuple[NpuPort, ...]
 
 
 @dataclass(frozen=True)
-class Part:
+class NpuPart:
     """Layers first to last (exclusive) that share one context; ``head``: the final norm and the LM head are here."""
 
     index: int
@@ -69,9 +69,9 @@ class Part:
     weight_bytes: dict[str, int]
     compiled_bytes: dict[str, int]
     token_bytes: int
-    graphs: tuple[StaticGraph, ...]
+    graphs: tuple[NpuGraph, ...]
 
-    def graph(self, phase: str, context_length: int) -> StaticGraph:
+    def graph(self, phase: str, context_length: int) -> NpuGraph:
         """The part's graph for a phase and a cache length."""
         for graph in self.graphs:
             if graph.phase == phase and graph.context_length == context_length:
@@ -120,7 +120,7 @@ class NpuManifest:
     embedding: Embedding
     rotary_theta: float
     head_dim: int
-    parts: tuple[Part, ...]
+    parts: tuple[NpuPart, ...]
     states: tuple[State, ...]
 
     @classmethod
@@ -128,7 +128,7 @@ class NpuManifest:
         """The manifest of an artifact exported with ``--target qnn``. Raises ArtifactError."""
         return _Reader(artifact.folder, artifact.model_path).read()
 
-    def graphs(self) -> Iterator[tuple[Part, StaticGraph]]:
+    def graphs(self) -> Iterator[tuple[NpuPart, NpuGraph]]:
         """Every graph with its part."""
         for part in self.parts:
             for graph in part.graphs:
@@ -176,7 +176,7 @@ class _Reader:
                     part.graph(phase, length)
         return manifest
 
-    def part(self, data: Any) -> Part:
+    def part(self, data: Any) -> NpuPart:
         layers = self.field(data, "layers", list)
         if len(layers) != 2 or not all(isinstance(item, int) and item >= 0 for item in layers):
             raise self.wrong(f"layers of a part are {layers!r:.60}, expected [first, last]")
@@ -184,7 +184,7 @@ class _Reader:
         missing = [phase for phase in PHASES if phase not in weights]
         if missing:
             raise self.wrong(f"weight_bytes of a part lacks {missing[0]}")
-        return Part(
+        return NpuPart(
             index=self.field(data, "index", int),
             name=self.plain_name(self.field(data, "name", str)),
             first_layer=layers[0],
@@ -196,11 +196,11 @@ class _Reader:
             graphs=tuple(self.graph(item) for item in self.field(data, "graphs", list)),
         )
 
-    def graph(self, data: Any) -> StaticGraph:
+    def graph(self, data: Any) -> NpuGraph:
         phase = self.field(data, "phase", str)
         if phase not in PHASES:
             raise self.wrong(f"a graph's phase is {phase!r:.40}, expected one of {', '.join(PHASES)}")
-        return StaticGraph(
+        return NpuGraph(
             phase=phase,
             context_length=self.count(data.get("context_length"), "context_length"),
             tokens=self.count(data.get("tokens"), "tokens"),
@@ -209,12 +209,12 @@ class _Reader:
             outputs=tuple(self.value(item) for item in self.field(data, "outputs", list)),
         )
 
-    def value(self, data: Any) -> GraphValue:
+    def value(self, data: Any) -> NpuPort:
         name, role, dtype = (self.field(data, key, str) for key in ("name", "role", "dtype"))
         if role not in _ROLES or dtype not in _DTYPES:
             raise self.wrong(f"value {name!r:.60} has role {role!r:.40} and dtype {dtype!r:.40}, unknown here")
         scale = data.get("scale")
-        return GraphValue(
+        return NpuPort(
             name=name,
             role=role,
             dtype=np.dtype(_DTYPES[dtype]),

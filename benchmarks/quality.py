@@ -66,7 +66,7 @@ def main(
     work.mkdir(parents=True, exist_ok=True)
     model = Checkpoint.open(checkpoint)
     longest = model.config.max_position_embeddings
-    sequences = [ids[:longest] for ids in load_calibration(text, model, tokens, part="held-out")]
+    sequences = [ids[:longest] for ids in load_calibration(text, model, tokens, half="held-out")]
     calibrating = calibration_sequences(model, calibration, calibration_tokens)
     source = Source(model, work, threads or physical_cores(), calibration, calibration_tokens, calibrating)
     task_file = checkpoint / "tasks.jsonl"

@@ -12,7 +12,7 @@ import click
 from .progress import say
 
 if TYPE_CHECKING:
-    from ..mobile_bridge.qnn.compile_plan import PlannedPart
+    from ..mobile_bridge.qnn.compile_plan import PartToCompile
 
 
 @click.command("compile")
@@ -74,7 +74,7 @@ def compile_command(
     click.echo(f"{len(records)} parts, {size / 1e6:.1f} MB in {folder / 'compiled'}, {seconds:.0f} s of compiling")
 
 
-def _print_plan(plan: Sequence[PlannedPart]) -> None:
+def _print_plan(plan: Sequence[PartToCompile]) -> None:
     from rich.console import Console
     from rich.table import Table
 

@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..quantize.methods import Method
 from ..quantize.own_text import writes_own_text
 from ..quantize.quantization import calibration_sequences
-from .npu import NpuOptions, NpuWeights, Part, export_npu, plan_parts
+from .npu import NpuOptions, NpuWeights, PartPlan, export_npu, plan_parts
 from .npu.npu_manifest import NPU_MANIFEST_NAME
 
 WEIGHTS = {"q4": NpuWeights.INT4, "q8": NpuWeights.INT8}
@@ -50,7 +50,7 @@ class NpuPlan:
     request: NpuRequest
     precision: str
     options: NpuOptions
-    parts: tuple[Part, ...]
+    parts: tuple[PartPlan, ...]
 
     @property
     def output(self) -> Path:

@@ -23,7 +23,7 @@ _MAX_BYTES = 64 << 20
 _MAX_LINE_BYTES = 1 << 20
 _MAX_FILES = 4096
 _MAX_LINES = 1_000_000
-# Paragraphs are joined until a passage is worth a chunk, in UTF-8 bytes: a measure that is fair to all scripts.
+# Paragraphs are joined until a passage is worth a sequence, in UTF-8 bytes: a measure that is fair to all scripts.
 _PASSAGE_BYTES = 400
 _LONGEST_PASSAGE = 4000
 _MOST_BYTES_OF_CHARACTER = 4

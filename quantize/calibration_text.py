@@ -1,4 +1,4 @@
-"""From calibration text to chunks of token ids: few tokens, spread over all files, so that they see every language."""
+"""From calibration text to sequences of token ids: few tokens, spread over all files to see every language."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ..errors import InputError, TokenizerError
 from .calibration_files import DEFAULT_CALIBRATION, CalibrationFile, Document, read_calibration
 
 TokenIds = npt.NDArray[np.int64]
-Part = Literal["calibration", "held-out"]
+TextHalf = Literal["calibration", "held-out"]
 
 # At 8.5B parameters, 1.5B of them active, 2048 tokens take 2 * 1.5e9 * 2048 = 6e12 operations, a minute or two on two
 # cores, and a residual stream of 2048 * 2048 * 4 bytes = 16 MiB. Each of 32 experts, of which 4 are chosen a token,
 # sees 256 tokens on average. Twice the tokens cost twice the time, and the error of a mean falls with their root only.
 DEFAULT_CALIBRATION_TOKENS = 2048
-CHUNK_TOKENS = 512
+SEQUENCE_TOKENS = 512
 # Less of a text says little: where the limit cannot give every file this much, files are left out at even distances.
 LEAST_TOKENS = 32
 
@@ -40,32 +40,32 @@ def load_calibration(
     checkpoint: TokenizedModel,
     max_tokens: int = DEFAULT_CALIBRATION_TOKENS,
     *,
-    part: Part = "calibration",
+    half: TextHalf = "calibration",
 ) -> list[TokenIds]:
-    """At most ``max_tokens`` token ids, in chunks int64 [n], n <= 512, each beginning with the tokenizer's own bos.
+    """At most ``max_tokens`` token ids, in sequences int64 [n], n <= 512, each beginning with the tokenizer's own bos.
 
     path: a .txt, .md or .jsonl file, or a folder of them; None: the text that ships with lfm-onnx. Texts are cut into
-    passages; conversations go through the checkpoint's chat template. part: every second passage or line is "held-out"
-    for measuring, and no chunk of "calibration" holds any of it. Files get equal shares of the limit, short ones leave
-    theirs to the others; within a file, the chunks are spread from its beginning to its end. The same files give the
-    same chunks. Raises InputError (file, line, what was expected) and TokenizerError.
+    passages; conversations go through the checkpoint's chat template. half: every second passage or line is "held-out"
+    for measuring, and no sequence of "calibration" holds any of it. Files get equal shares of the limit, short ones
+    leave theirs to the others; within a file, the sequences are spread from its beginning to its end. The same files
+    give the same sequences. Raises InputError (file, line, what was expected) and TokenizerError.
     """
     if max_tokens < LEAST_TOKENS:
         raise InputError(f"calibration: expected a limit of at least {LEAST_TOKENS} tokens, found {max_tokens}")
     tokenizer = ChatTokenizer.load(checkpoint.folder)
     # The default text's conversations are left out where nothing can render them; a user's own are an error.
     chats = path is not None or tokenizer.has_template
-    halves = [(file, _half(file, part, chats=chats)) for file in read_calibration(path or DEFAULT_CALIBRATION)]
+    halves = [(file, _half(file, half, chats=chats)) for file in read_calibration(path or DEFAULT_CALIBRATION)]
     halves = [(file, indices) for file, indices in halves if indices]
     if not halves:
         raise InputError(
-            f"{path}: too short to hold a part out for measuring; expected two passages or lines in a file"
+            f"{path}: too short to hold a half out for measuring; expected two passages or lines in a file"
         )
     count = min(len(halves), max_tokens // LEAST_TOKENS)
     evenly = [halves[place * len(halves) // count] for place in range(count)]
-    by_file = [_at_least(_chunks(file, indices, tokenizer), max_tokens) for file, indices in evenly]
-    shares = _shares([sum(map(len, chunks)) for chunks in by_file], max_tokens)
-    found = [ids for chunks, share in zip(by_file, shares, strict=True) for ids in _cut(chunks, share)]
+    by_file = [_at_least(_token_sequences(file, indices, tokenizer), max_tokens) for file, indices in evenly]
+    shares = _shares([sum(map(len, sequences)) for sequences in by_file], max_tokens)
+    found = [ids for sequences, share in zip(by_file, shares, strict=True) for ids in _cut(sequences, share)]
     if not found:
         raise InputError(f"{path}: the tokenizer makes no tokens of it; expected text in the model's languages")
     _require_known(found, checkpoint)
@@ -73,7 +73,7 @@ def load_calibration(
 
 
 @dataclass(frozen=True)
-class _Chunk:
+class _TokenSequence:
     """Tokens of one document behind the tokens that every text begins with."""
 
     prefix: list[int]
@@ -84,29 +84,31 @@ class _Chunk:
         return len(self.prefix) + len(self.body)
 
     def first(self, tokens: int) -> list[int]:
-        """This chunk in ``tokens`` tokens; of a conversation the last ones, as its first are the same in all."""
+        """This sequence in ``tokens`` tokens; of a conversation the last ones, as its first are the same in all."""
         room = max(tokens - len(self.prefix), 0)
         body = self.body[len(self.body) - min(room, len(self.body)) :] if self.chat else self.body[:room]
         return [*self.prefix, *body]
 
 
-def _half(file: CalibrationFile, part: Part, *, chats: bool) -> list[int]:
+def _half(file: CalibrationFile, half: TextHalf, *, chats: bool) -> list[int]:
     usable = [index for index in range(len(file.units)) if chats or file.document(index).text is not None]
-    return usable[1::2] if part == "held-out" else usable[::2]
+    return usable[1::2] if half == "held-out" else usable[::2]
 
 
-def _chunks(file: CalibrationFile, indices: Sequence[int], tokenizer: ChatTokenizer) -> Iterator[_Chunk]:
-    """The first chunk of each document, then the second of each, and so on; documents in the order of ``_spread``."""
+def _token_sequences(
+    file: CalibrationFile, indices: Sequence[int], tokenizer: ChatTokenizer
+) -> Iterator[_TokenSequence]:
+    """The first of each document, then the second of each, and so on; documents in the order of ``_spread``."""
     later = []
     for place in _spread(len(indices)):
-        chunks = _document_chunks(file.document(indices[place]), tokenizer)
-        yield from chunks[:1]
-        later.append(chunks[1:])
+        sequences = _document_sequences(file.document(indices[place]), tokenizer)
+        yield from sequences[:1]
+        later.append(sequences[1:])
     for group in zip_longest(*later):
-        yield from (chunk for chunk in group if chunk is not None)
+        yield from (sequence for sequence in group if sequence is not None)
 
 
-def _document_chunks(document: Document, tokenizer: ChatTokenizer) -> list[_Chunk]:
+def _document_sequences(document: Document, tokenizer: ChatTokenizer) -> list[_TokenSequence]:
     prefix = tokenizer.encode("", add_special=True)
     try:
         if document.text is None:
@@ -116,29 +118,29 @@ def _document_chunks(document: Document, tokenizer: ChatTokenizer) -> list[_Chun
             body = tokenizer.encode(document.text)
     except (InputError, TokenizerError) as error:
         raise type(error)(f"{document.where}: {error}") from error
-    size = max(1, CHUNK_TOKENS - len(prefix))
+    size = max(1, SEQUENCE_TOKENS - len(prefix))
     pieces = [body[start : start + size] for start in range(0, len(body), size)]
-    return [_Chunk(prefix[:CHUNK_TOKENS], piece, document.text is None) for piece in pieces]
+    return [_TokenSequence(prefix[:SEQUENCE_TOKENS], piece, document.text is None) for piece in pieces]
 
 
-def _at_least(chunks: Iterable[_Chunk], tokens: int) -> list[_Chunk]:
-    """The first chunks that hold ``tokens`` tokens together, or all: whatever comes after them is never made."""
-    taken: list[_Chunk] = []
-    for chunk in chunks:
-        taken.append(chunk)
-        tokens -= len(chunk)
+def _at_least(sequences: Iterable[_TokenSequence], tokens: int) -> list[_TokenSequence]:
+    """The first sequences that hold ``tokens`` tokens together, or all: whatever comes after them is never made."""
+    taken: list[_TokenSequence] = []
+    for sequence in sequences:
+        taken.append(sequence)
+        tokens -= len(sequence)
         if tokens <= 0:
             break
     return taken
 
 
-def _cut(chunks: Iterable[_Chunk], tokens: int) -> Iterator[list[int]]:
-    """The first chunks, the last one shortened; a rest too small to say anything is left unused."""
+def _cut(sequences: Iterable[_TokenSequence], tokens: int) -> Iterator[list[int]]:
+    """The first sequences, the last one shortened; a rest too small to say anything is left unused."""
     least = 1
-    for chunk in chunks:
-        if tokens < max(least, len(chunk.prefix) + 1):
+    for sequence in sequences:
+        if tokens < max(least, len(sequence.prefix) + 1):
             return
-        ids = chunk.first(tokens)
+        ids = sequence.first(tokens)
         yield ids
         tokens -= len(ids)
         least = LEAST_TOKENS // 2
@@ -158,8 +160,8 @@ def _spread(count: int) -> list[int]:
     return sorted(range(count), key=lambda index: int(f"{index:0{bits}b}"[::-1], 2) if bits else 0)
 
 
-def _require_known(chunks: Iterable[list[int]], checkpoint: TokenizedModel) -> None:
-    largest = max(map(max, chunks))
+def _require_known(sequences: Iterable[list[int]], checkpoint: TokenizedModel) -> None:
+    largest = max(map(max, sequences))
     if largest >= checkpoint.config.vocab_size:
         raise TokenizerError(
             f"{checkpoint.folder / 'tokenizer.json'}: gives the token id {largest}, but the model knows "

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 LARGEST_PARAMETERS = 64 << 20
 """Above it token by token takes minutes; and a large model knows the languages of any text that it is given."""
 
-_CHUNK_TOKENS = 256
+_SEQUENCE_TOKENS = 256
 
 
 def writes_own_text(checkpoint: Checkpoint) -> bool:
@@ -38,8 +38,8 @@ def own_text(checkpoint: Checkpoint, tokens: int, seed: int = 0) -> list[npt.NDA
     random = np.random.default_rng(seed)
     sequences = []
     with single_threaded_blas():
-        for start in range(0, tokens, _CHUNK_TOKENS):
-            length = min(_CHUNK_TOKENS, tokens - start, config.max_position_embeddings)
+        for start in range(0, tokens, _SEQUENCE_TOKENS):
+            length = min(_SEQUENCE_TOKENS, tokens - start, config.max_position_embeddings)
             sequences.append(_sequence(reference, config.bos_token_id, length, random))
     return sequences
 

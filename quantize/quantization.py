@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ..artifact.formats import BlockFormat, Float32, QuantizedRows
 from ..artifact.precision import Precision
 from ..errors import InputError
-from .calibration_text import DEFAULT_CALIBRATION_TOKENS, Part, load_calibration
+from .calibration_text import DEFAULT_CALIBRATION_TOKENS, TextHalf, load_calibration
 from .methods import Method, Quantizer
 from .own_text import own_text, writes_own_text
 from .recipe import CalibrationText, Recipe
@@ -150,7 +150,7 @@ def settle_quantization(
 
 
 def calibration_sequences(
-    checkpoint: Checkpoint, path: Path | None, tokens: int, part: Part = "calibration"
+    checkpoint: Checkpoint, path: Path | None, tokens: int, half: TextHalf = "calibration"
 ) -> Sequences:
     """Token ids of the calibration text, no sequence longer than the model's context.
 
@@ -159,8 +159,8 @@ def calibration_sequences(
     the shipped text alone, the harder one.
     """
     longest = checkpoint.config.max_position_embeddings
-    sequences = [ids[:longest] for ids in load_calibration(path, checkpoint, tokens, part=part)]
-    if path is None and part == "calibration" and writes_own_text(checkpoint):
+    sequences = [ids[:longest] for ids in load_calibration(path, checkpoint, tokens, half=half)]
+    if path is None and half == "calibration" and writes_own_text(checkpoint):
         sequences = own_text(checkpoint, 2 * tokens) + sequences
     return sequences
 

@@ -75,7 +75,7 @@ class LocalFunction:
 
 
 @dataclass(frozen=True)
-class Value:
+class GraphTensor:
     """A graph input or output."""
 
     name: str
@@ -97,8 +97,8 @@ class Inspection:
     touched_bytes_per_token: int
     operators: tuple[OperatorCount, ...]
     functions: tuple[LocalFunction, ...]
-    inputs: tuple[Value, ...]
-    outputs: tuple[Value, ...]
+    inputs: tuple[GraphTensor, ...]
+    outputs: tuple[GraphTensor, ...]
     tensor_classes: tuple[TensorClass, ...]
     state_bytes: dict[int, int]
 
@@ -132,8 +132,8 @@ def inspect_artifact(folder: str | Path, variant: str | None = None, *, verify: 
             LocalFunction(item.domain, item.name, calls.get((item.domain, item.name), 0), _count_operators(item.node))
             for item in model.functions
         ),
-        inputs=tuple(_value(item) for item in model.graph.input),
-        outputs=tuple(_value(item) for item in model.graph.output),
+        inputs=tuple(_graph_tensor(item) for item in model.graph.input),
+        outputs=tuple(_graph_tensor(item) for item in model.graph.output),
         tensor_classes=classes,
         state_bytes={length: _state_bytes(model, length) for length in (*lengths, artifact.context_length)},
     )
@@ -200,10 +200,10 @@ def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterable[onnx.NodeProto]:
                 yield from _all_nodes(graph.node)
 
 
-def _value(value: onnx.ValueInfoProto) -> Value:
+def _graph_tensor(value: onnx.ValueInfoProto) -> GraphTensor:
     tensor = value.type.tensor_type
     shape = tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim)
-    return Value(value.name, _dtype_name(tensor.elem_type), shape)
+    return GraphTensor(value.name, _dtype_name(tensor.elem_type), shape)
 
 
 def _state_bytes(model: onnx.ModelProto, length: int) -> int:

@@ -6,6 +6,16 @@ from .exporter import export_npu
 from .forms import Finding, check_graph
 from .options import NpuOptions
 from .part_graph import MoeForm, Phase
-from .parts import NpuWeights, Part, plan_parts
+from .parts import NpuWeights, PartPlan, plan_parts
 
-__all__ = ["Finding", "MoeForm", "NpuOptions", "NpuWeights", "Part", "Phase", "check_graph", "export_npu", "plan_parts"]
+__all__ = [
+    "Finding",
+    "MoeForm",
+    "NpuOptions",
+    "NpuWeights",
+    "PartPlan",
+    "Phase",
+    "check_graph",
+    "export_npu",
+    "plan_parts",
+]

@@ -25,7 +25,7 @@ from .float_model import OPSET
 from .npu_manifest import NPU_MANIFEST_NAME, NPU_MANIFEST_VERSION, state_entries
 from .options import NpuOptions
 from .part_export import EMBEDDING_FILE, PartExport
-from .parts import NpuWeights, Part, plan_parts
+from .parts import NpuWeights, PartPlan, plan_parts
 from .quantization import Range
 from .weight_inputs import WeightInputs
 
@@ -168,7 +168,9 @@ def _npu_files(manifest: dict[str, Any]) -> list[str]:
     return names
 
 
-def _fingerprint(checkpoint: Checkpoint, options: NpuOptions, parts: Sequence[Part], sequences: Sequence[Ids]) -> str:
+def _fingerprint(
+    checkpoint: Checkpoint, options: NpuOptions, parts: Sequence[PartPlan], sequences: Sequence[Ids]
+) -> str:
     digest = hashlib.sha256()
     for ids in sequences:
         digest.update(np.asarray(ids, np.int64).tobytes() + b"|")
@@ -188,7 +190,7 @@ def _fingerprint(checkpoint: Checkpoint, options: NpuOptions, parts: Sequence[Pa
     return hashlib.sha256(json.dumps([__version__, checkpoint.fingerprint(), chosen]).encode()).hexdigest()
 
 
-def _needed_bytes(checkpoint: Checkpoint, options: NpuOptions, parts: Sequence[Part]) -> int:
+def _needed_bytes(checkpoint: Checkpoint, options: NpuOptions, parts: Sequence[PartPlan]) -> int:
     """Both graphs' weights (scales of int4 blocks are float32 in the file), the embedding and the small files."""
     scales = 1.25 if options.weights is NpuWeights.INT4 else 1.0
     weights = sum(math.ceil(sum(part.weight_bytes.values()) * scales) for part in parts)

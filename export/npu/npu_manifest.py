@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .part_files import WEIGHTS_FILE, DeclaredGraph
-from .parts import Part
-from .quantization import Quantization
+from .parts import PartPlan
+from .quantization import QuantizationParameters
 from .static_graph import PACKED_GATHER, Port, StaticGraph
 
 NPU_MANIFEST_NAME = "npu/npu_manifest.json"
@@ -22,7 +22,7 @@ STATE_ROLES = {
 """Role → kind of state, how the host brings it forward, and the axis of the columns."""
 
 
-def port_entry(port: Port, quantization: Mapping[str, Quantization] | None) -> dict[str, Any]:
+def port_entry(port: Port, quantization: Mapping[str, QuantizationParameters] | None) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "name": port.name,
         "role": port.role,
@@ -40,7 +40,7 @@ def port_entry(port: Port, quantization: Mapping[str, Quantization] | None) -> d
 def graph_entry(
     declared: DeclaredGraph,
     folder: str,
-    quantization: Mapping[str, Quantization] | None,
+    quantization: Mapping[str, QuantizationParameters] | None,
     weight_bytes: Mapping[str, int],
 ) -> dict[str, Any]:
     graph = declared.graph
@@ -70,7 +70,7 @@ def _weights_by_node(graph: StaticGraph, weight_bytes: Mapping[str, int]) -> lis
     return entries
 
 
-def part_entry(part: Part, graphs: Sequence[dict[str, Any]], file_bytes: int, folder: str) -> dict[str, Any]:
+def part_entry(part: PartPlan, graphs: Sequence[dict[str, Any]], file_bytes: int, folder: str) -> dict[str, Any]:
     by_phase = {
         phase: max(sum(node["bytes"] for node in graph["weights"]) for graph in graphs if graph["phase"] == phase)
         for phase in ("prefill", "decode")

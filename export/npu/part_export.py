@@ -16,8 +16,8 @@ from .npu_manifest import graph_entry, part_entry
 from .options import NpuOptions
 from .part_files import WEIGHTS_FILE, DeclaredGraph, PartWriter
 from .part_graph import PartShape, Phase, declare_part
-from .parts import NpuWeights, Part
-from .quantization import EMBEDDINGS, Quantization, Range, assign
+from .parts import NpuWeights, PartPlan
+from .quantization import EMBEDDINGS, QuantizationParameters, Range, assign
 from .static_graph import Weight
 from .weight_codes import BLOCK_SIZE, StoredAs
 from .weight_inputs import WeightInputs
@@ -47,7 +47,7 @@ class PartExport:
         self._ranges = ranges
         self._inputs = inputs
 
-    def write(self, part: Part) -> dict[str, Any]:
+    def write(self, part: PartPlan) -> dict[str, Any]:
         """The part's manifest entry; its files are written unless an earlier run finished them.
 
         InputError where a graph has a form that the compiler would get wrong.
@@ -80,7 +80,7 @@ class PartExport:
         config = self._checkpoint.config
         used = None
         if self._ranges is not None:
-            used = Quantization.over(*self._ranges[EMBEDDINGS], "uint16")
+            used = QuantizationParameters.over(*self._ranges[EMBEDDINGS], "uint16")
         dtype = "float32" if used is None else used.dtype
         with (self._staging.folder / EMBEDDING_FILE).open("wb") as out:
             self._write_table(out, used)
@@ -93,7 +93,7 @@ class PartExport:
         }
         return entry if used is None else {**entry, "scale": used.scale, "zero_point": used.zero_point}
 
-    def _write_table(self, out: BinaryIO, used: Quantization | None) -> None:
+    def _write_table(self, out: BinaryIO, used: QuantizationParameters | None) -> None:
         config = self._checkpoint.config
         step = max(1, _TABLE_PIECE // config.hidden_size)
         for first in range(0, config.vocab_size, step):
@@ -101,7 +101,7 @@ class PartExport:
             rows = self._checkpoint.float32("model.embed_tokens.weight", slice(first, last))
             out.write((rows if used is None else used.codes(rows)).tobytes())
 
-    def _declare(self, part: Part) -> list[DeclaredGraph]:
+    def _declare(self, part: PartPlan) -> list[DeclaredGraph]:
         declared = []
         for context_length in self._options.context_lengths:
             shape = PartShape(part.first_layer, part.last_layer, part.head, context_length)

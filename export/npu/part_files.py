@@ -21,7 +21,7 @@ from .float_weights import float_array, packed_half
 from .ordered_work import in_order
 from .part_graph import Phase
 from .qdq_model import QdqModel
-from .quantization import Quantization
+from .quantization import QuantizationParameters
 from .static_graph import StaticGraph, Weight, WeightKind
 from .weight_codes import StoredAs, quantize_weight
 from .weight_inputs import WeightInputs
@@ -63,7 +63,7 @@ class PartWriter:
     def __init__(
         self,
         folder: Path,
-        quantization: Mapping[str, Quantization] | None,
+        quantization: Mapping[str, QuantizationParameters] | None,
         stored_as: Callable[[Weight], StoredAs],
         inputs: WeightInputs | None = None,
         *,

@@ -28,7 +28,7 @@ BITS = {NpuWeights.INT8: 8.0, NpuWeights.INT4: 4.0 + 4.0 / 32, NpuWeights.FLOAT:
 
 
 @dataclass(frozen=True)
-class Part:
+class PartPlan:
     """Layers first_layer … last_layer - 1, and the LM head where ``head``."""
 
     index: int
@@ -56,7 +56,7 @@ def plan_parts(
     decode: MoeForm = MoeForm.GATHERED,
     prefill: MoeForm = MoeForm.WIDE,
     lengths: int = 1,
-) -> list[Part]:
+) -> list[PartPlan]:
     """Parts of as many layers as fit, in order; the LM head goes with the last layers, or alone where it must.
 
     weight_budget: bytes of weights in one graph; memory_budget: host memory for compiling a part; lengths: number of
@@ -141,9 +141,9 @@ class _Budget:
         raise InputError(f"{found}; raise the budget or choose int4 weights")
 
 
-def _part(index: int, first: int, last: int, head: bool, size: _Bytes, compiled: _Compiled) -> Part:
+def _part(index: int, first: int, last: int, head: bool, size: _Bytes, compiled: _Compiled) -> PartPlan:
     graphs = compiled.graphs(size)
-    return Part(
+    return PartPlan(
         index,
         first,
         last,

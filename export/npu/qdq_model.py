@@ -9,15 +9,15 @@ import numpy as np
 import onnx_ir as ir
 
 from .float_model import IR_VERSION, OPSET, ir_dtype
-from .quantization import Quantization
+from .quantization import QuantizationParameters
 from .static_graph import PACKED_GATHER, Node, StaticGraph, Value, Weight, WeightKind
 from .weight_codes import BLOCK_SIZE, StoredAs
 
-EXPERTS = Quantization("int8", float(np.float32(1 / 127)), 0)
-PACKED = Quantization("uint8", 1 / 16, 128)
-HIGH = Quantization("uint8", 1.0, 8)
+EXPERTS = QuantizationParameters("int8", float(np.float32(1 / 127)), 0)
+PACKED = QuantizationParameters("uint8", 1 / 16, 128)
+HIGH = QuantizationParameters("uint8", 1.0, 8)
 """Codes of the packed form rounded to whole numbers: the high half of the byte."""
-LOW = Quantization("uint8", 1 / 16, 128)
+LOW = QuantizationParameters("uint8", 1 / 16, 128)
 """What the high half leaves."""
 
 
@@ -31,7 +31,7 @@ class QdqModel:
     def __init__(
         self,
         graph: StaticGraph,
-        quantization: Mapping[str, Quantization],
+        quantization: Mapping[str, QuantizationParameters],
         stored_as: Callable[[Weight], StoredAs],
     ) -> None:
         self.weights: dict[str, tuple[Weight, StoredAs]] = {}
@@ -144,7 +144,7 @@ class QdqModel:
         data = self._dequantize(value.name, stored, EXPERTS, value.shape)
         self._moved(node.outputs[0], data, self._constant(chosen), EXPERTS)
 
-    def _moved(self, output: Value, data: ir.Value, chosen: ir.Value, quantization: Quantization) -> None:
+    def _moved(self, output: Value, data: ir.Value, chosen: ir.Value, quantization: QuantizationParameters) -> None:
         gathered = self._node("Gather", [data, chosen], f"{output.name}.float", output.shape, name=output.name, axis=0)
         self._quantize(output, gathered, quantization)
 
@@ -171,7 +171,7 @@ class QdqModel:
         )
         self._quantize(low, rest, LOW)
 
-    def _quantize(self, value: Value, result: ir.Value, quantization: Quantization | None = None) -> None:
+    def _quantize(self, value: Value, result: ir.Value, quantization: QuantizationParameters | None = None) -> None:
         if quantization is not None:
             self._quantization = {**self._quantization, value.name: quantization}
         used = self._quantization[value.name]
@@ -182,12 +182,14 @@ class QdqModel:
         )
         self._codes[value.name] = made
 
-    def _dequantize(self, name: str, codes: ir.Value, quantization: Quantization, shape: tuple[int, ...]) -> ir.Value:
+    def _dequantize(
+        self, name: str, codes: ir.Value, quantization: QuantizationParameters, shape: tuple[int, ...]
+    ) -> ir.Value:
         return self._node(
             "DequantizeLinear", [codes, *self._parameters(quantization)], self._unique(f"{name}.dequantized"), shape
         )
 
-    def _parameters(self, quantization: Quantization) -> list[ir.Value]:
+    def _parameters(self, quantization: QuantizationParameters) -> list[ir.Value]:
         """Scale and zero point as initializers, one pair for all tensors that have the same."""
         scale, zero_point = np.float32(quantization.scale), np.array(quantization.zero_point, quantization.dtype)
         key = f"{float(scale).hex()}.{quantization.dtype}.{quantization.zero_point}"

@@ -43,7 +43,7 @@ Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Quantization:
+class QuantizationParameters:
     """value = (code - zero_point) * scale; dtype "uint16", "uint8" or "int8"."""
 
     dtype: str
@@ -51,7 +51,7 @@ class Quantization:
     zero_point: int
 
     @classmethod
-    def over(cls, low: float, high: float, dtype: str) -> Quantization:
+    def over(cls, low: float, high: float, dtype: str) -> QuantizationParameters:
         """The parameters whose codes cover low … high and 0, which is exact."""
         low, high = min(low, 0.0), max(high, 0.0, min(low, 0.0) + SMALLEST_RANGE)
         steps = int(np.iinfo(dtype).max)
@@ -59,7 +59,7 @@ class Quantization:
         return cls(dtype, scale, min(max(round(-low / scale), 0), steps))
 
     @classmethod
-    def symmetric(cls, magnitude: float) -> Quantization:
+    def symmetric(cls, magnitude: float) -> QuantizationParameters:
         """16 bits about 0, -magnitude … magnitude."""
         return cls("uint16", float(np.float32(max(magnitude, SMALLEST_RANGE) / 32767)), 32768)
 
@@ -74,7 +74,7 @@ class Quantization:
 
 def assign(
     graphs: Iterable[StaticGraph], ranges: Mapping[str, Range], headroom: float = HEADROOM
-) -> dict[str, Quantization]:
+) -> dict[str, QuantizationParameters]:
     """Parameters by name for every float tensor of ``graphs`` that is no LINEAR or EXPERTS weight.
 
     headroom: by how much 16-bit ranges are wider than ``ranges``. InputError where a tensor has no range: the
@@ -95,24 +95,24 @@ def assign(
     for graph in graphs:
         _join(graph, groups)
     symmetric = {name for graph in graphs for name in _matmul_tables(graph)} | {"cos", "sin"}
-    assigned: dict[str, Quantization] = {}
+    assigned: dict[str, QuantizationParameters] = {}
     for names in groups.members():
         if cached & set(names):
-            chosen = Quantization.over(*_union(names, ranges), "uint8")
+            chosen = QuantizationParameters.over(*_union(names, ranges), "uint8")
         else:
             low, high = _union(names, exact if exact.keys() & set(names) else known)
-            chosen = Quantization.over(low, high, "uint16")
+            chosen = QuantizationParameters.over(low, high, "uint16")
             if symmetric & set(names):
-                chosen = Quantization.symmetric(max(-low, high))
+                chosen = QuantizationParameters.symmetric(max(-low, high))
         assigned |= dict.fromkeys(names, chosen)
     for graph in graphs:
         for node in graph.nodes:
             if node.name.endswith(".masked_scores"):
                 low, high = _bounds(assigned[node.inputs[0].name])
-                assigned[node.name] = Quantization.over(low - SCORE_MARGIN, high, "uint16")
+                assigned[node.name] = QuantizationParameters.over(low - SCORE_MARGIN, high, "uint16")
             elif node.name.endswith(".router.biased"):  # a sigmoid and the bias
                 low, high = _bounds(assigned[node.inputs[1].name])
-                biased = Quantization.over(low, 1 + high, "uint16")
+                biased = QuantizationParameters.over(low, 1 + high, "uint16")
                 assigned |= dict.fromkeys(groups.with_name(node.name), biased)
     return assigned
 
@@ -128,7 +128,7 @@ def _union(names: list[str], ranges: Mapping[str, Range]) -> Range:
     return min(low for low, _ in found), max(high for _, high in found)
 
 
-def _bounds(used: Quantization) -> Range:
+def _bounds(used: QuantizationParameters) -> Range:
     """The smallest and the largest number that 16-bit codes stand for."""
     return -used.zero_point * used.scale, (65535 - used.zero_point) * used.scale
 

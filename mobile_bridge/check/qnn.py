@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...artifact.artifact import Artifact
-from ...artifact.npu_manifest import NpuManifest, StaticGraph
+from ...artifact.npu_manifest import NpuGraph, NpuManifest
 from ...errors import ArtifactError
 from ...hardware.chips import DEFAULT_CHIP, chip
 from ...runtime.npu.provider import PROVIDER, device, versions
@@ -97,7 +97,7 @@ def check_qnn_graph(path: Path, name: str, provider_options: dict[str, str]) -> 
 
 
 def _requirements(
-    checks: tuple[GraphCheck, ...], manifest: NpuManifest, graphs: list[StaticGraph]
+    checks: tuple[GraphCheck, ...], manifest: NpuManifest, graphs: list[NpuGraph]
 ) -> tuple[Requirement, ...]:
     weights = sum(check.weight_bytes or 0 for check in checks)
     taken = sum(check.weight_bytes_on_target or 0 for check in checks)

@@ -14,14 +14,14 @@ from pathlib import Path
 
 from ...artifact.artifact import Artifact
 from ...artifact.npu_compiled import COMPILED, PartRecord, part_folder, source_digest
-from ...artifact.npu_manifest import NpuManifest, Part
+from ...artifact.npu_manifest import NpuManifest, NpuPart
 from ...errors import ArtifactError, InputError, LfmOnnxError, OutputError
 from ...hardware.chips import Chip
 from ...hardware.chips import chip as chip_named
 from ...hardware.compile_cost import LARGEST_GRAPH_BYTES
 from ...hardware.memory import available_memory_bytes
 from ...runtime.npu.provider import COMPILE_OPTIONS, versions
-from .compile_plan import PlannedPart, plan_compile
+from .compile_plan import PartToCompile, plan_compile
 
 _WORKER = "lfm_onnx.mobile_bridge.qnn.compile_worker"
 _LOG_TAIL = 12
@@ -84,7 +84,7 @@ def compile_export(
     return records
 
 
-def _check_memory(todo: Sequence[PlannedPart], limit: int | None) -> None:
+def _check_memory(todo: Sequence[PartToCompile], limit: int | None) -> None:
     available = limit if limit is not None else available_memory_bytes()
     for item in todo:
         if item.weight_bytes > LARGEST_GRAPH_BYTES:
@@ -99,7 +99,7 @@ def _check_memory(todo: Sequence[PlannedPart], limit: int | None) -> None:
             )
 
 
-def _compile_part(artifact: Artifact, part: Part, item: PlannedPart, target: Path) -> PartRecord:
+def _compile_part(artifact: Artifact, part: NpuPart, item: PartToCompile, target: Path) -> PartRecord:
     graphs = list(part.graphs)
     names = [f"{graph.phase}-{graph.context_length}_ctx.onnx" for graph in graphs]
     provider_options = {**chip_named(item.soc).provider_options}

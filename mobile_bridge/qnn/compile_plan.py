@@ -9,14 +9,14 @@ from typing import Any
 
 from ...artifact.artifact import Artifact
 from ...artifact.npu_compiled import BUILDS, PartRecord, Versions, part_folder, source_digest
-from ...artifact.npu_manifest import NpuManifest, Part
+from ...artifact.npu_manifest import NpuManifest, NpuPart
 from ...errors import InputError
 from ...hardware.chips import Chip
 from ...hardware.compile_cost import GraphToCompile, compile_memory, compile_seconds
 
 
 @dataclass(frozen=True)
-class PlannedPart:
+class PartToCompile:
     """One part for one chip and build. ``done``: compiled already, from this export, by these versions."""
 
     part: str
@@ -42,7 +42,7 @@ def plan_compile(
     builds: Sequence[str] = ("device",),
     *,
     here: Versions | None = None,
-) -> list[PlannedPart]:
+) -> list[PartToCompile]:
     """Every part for every chip and build, in the order they are compiled. Raises InputError for an unknown build."""
     unknown = [build for build in builds if build not in BUILDS]
     if unknown:
@@ -56,14 +56,14 @@ def plan_compile(
 
 
 def _planned(
-    artifact: Artifact, part: Part, weights: str, chip: Chip, build: str, here: Versions | None
-) -> PlannedPart:
+    artifact: Artifact, part: NpuPart, weights: str, chip: Chip, build: str, here: Versions | None
+) -> PartToCompile:
     by_phase = part.compiled_bytes or part.weight_bytes
     costs = [
         GraphToCompile(by_phase[graph.phase], weights, any(value.role == "expert_index" for value in graph.inputs))
         for graph in part.graphs
     ]
-    return PlannedPart(
+    return PartToCompile(
         part=part.name,
         soc=chip.name,
         build=build,
@@ -77,7 +77,7 @@ def _planned(
     )
 
 
-def _done(artifact: Artifact, part: Part, chip: Chip, build: str, here: Versions | None) -> bool:
+def _done(artifact: Artifact, part: NpuPart, chip: Chip, build: str, here: Versions | None) -> bool:
     folder = part_folder(artifact, chip.name, build, part)
     record = PartRecord.read(folder)
     if record is None or record.digest != source_digest(artifact, part, list(part.graphs)):

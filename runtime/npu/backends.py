@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from ...artifact.artifact import Artifact
 from ...artifact.npu_compiled import compiled_graphs, compiled_socs
-from ...artifact.npu_manifest import NpuManifest, StaticGraph
+from ...artifact.npu_manifest import NpuGraph, NpuManifest
 from ...errors import ArtifactError, InputError, LfmOnnxError
 from ...hardware.chips import DEFAULT_CHIP, chip
 from .provider import (
@@ -29,7 +29,7 @@ class Backend(Protocol):
     name: str
     """As reports say it."""
 
-    def open(self, graph: StaticGraph, model: bytes | None = None) -> Any:
+    def open(self, graph: NpuGraph, model: bytes | None = None) -> Any:
         """An InferenceSession of ``graph``, or of ``model``, a variant of it. Raises LfmOnnxError."""
 
 
@@ -40,7 +40,7 @@ class CpuBackend:
         self._folder, self._threads = artifact.folder, threads
         self.name = "ONNX Runtime CPU, the same quantized graphs"
 
-    def open(self, graph: StaticGraph, model: bytes | None = None) -> Any:
+    def open(self, graph: NpuGraph, model: bytes | None = None) -> Any:
         path = self._folder / graph.file
         try:
             return open_cpu_session(model or path, self._threads, path.parent)
@@ -76,7 +76,7 @@ class QnnBackend:
         if not self._compiled:
             self.name += ", compiled at load"
 
-    def open(self, graph: StaticGraph, model: bytes | None = None) -> Any:
+    def open(self, graph: NpuGraph, model: bytes | None = None) -> Any:
         path = self._folder / graph.file
         compiled = self._compiled.get(graph.file) if model is None else None
         config = {"ep.share_ep_contexts": "1"} if self._share and compiled else {}

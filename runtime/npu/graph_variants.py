@@ -10,13 +10,13 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from ...artifact.npu_manifest import GraphValue, StaticGraph
+from ...artifact.npu_manifest import NpuGraph, NpuPort
 from ...errors import ArtifactError
 
 
 def comparison_variant(
-    path: Path, graph: StaticGraph, layers: Sequence[int] = ()
-) -> tuple[bytes, StaticGraph, dict[str, GraphValue]]:
+    path: Path, graph: NpuGraph, layers: Sequence[int] = ()
+) -> tuple[bytes, NpuGraph, dict[str, NpuPort]]:
     """``graph`` (the file at ``path``) with logits of all its rows, where it has logits, and with the residual stream
     after each of ``layers`` as further outputs: (model, its description, those outputs by name).
 
@@ -34,7 +34,7 @@ def comparison_variant(
     return model.SerializeToString(), described, hidden
 
 
-def _resized(declared: Sequence[onnx.ValueInfoProto], value: GraphValue, rows: int, role: str, axis: int) -> GraphValue:
+def _resized(declared: Sequence[onnx.ValueInfoProto], value: NpuPort, rows: int, role: str, axis: int) -> NpuPort:
     """``value`` with ``rows`` along ``axis`` if it plays ``role``, in the model's declaration as well."""
     if value.role != role:
         return value
@@ -44,7 +44,7 @@ def _resized(declared: Sequence[onnx.ValueInfoProto], value: GraphValue, rows: i
     return dataclasses.replace(value, shape=shape)
 
 
-def _hidden_output(model: onnx.ModelProto, path: Path, layer: int, graph: StaticGraph) -> GraphValue:
+def _hidden_output(model: onnx.ModelProto, path: Path, layer: int, graph: NpuGraph) -> NpuPort:
     name = f"hidden_states.{layer}"
     node = next((item for item in model.graph.node if name in item.output), None)
     if node is None:
@@ -59,7 +59,7 @@ def _hidden_output(model: onnx.ModelProto, path: Path, layer: int, graph: Static
         zero, dtype = int(stored), stored.dtype
     kind = onnx.helper.np_dtype_to_tensor_dtype(dtype)
     model.graph.output.append(onnx.helper.make_tensor_value_info(name, kind, shape))
-    return GraphValue(name, "hidden", dtype, shape, scale, zero, layer)
+    return NpuPort(name, "hidden", dtype, shape, scale, zero, layer)
 
 
 def _array(tensor: onnx.TensorProto, path: Path) -> np.ndarray:

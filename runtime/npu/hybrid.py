@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...artifact.npu_manifest import GraphValue, NpuManifest, State
+from ...artifact.npu_manifest import NpuManifest, NpuPort, State
 from ...errors import ArtifactError
 from ..session import DecoderSession
 from ..state import DecoderState, Snapshot
@@ -20,7 +20,7 @@ class _StatePair:
     """One state on both sides: where it is in the NPU's arrays, and its place among the CPU graph's states."""
 
     state: State
-    value: GraphValue
+    value: NpuPort
     position: int
 
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...artifact.npu_manifest import GraphValue
+from ...artifact.npu_manifest import NpuPort
 
 
-def quantize(values: np.ndarray, value: GraphValue) -> np.ndarray:
+def quantize(values: np.ndarray, value: NpuPort) -> np.ndarray:
     """``values`` (float) in the storage of ``value``: round to nearest even, clipped to its dtype."""
     if value.scale is None:
         return values.astype(value.dtype, copy=False)
@@ -19,7 +19,7 @@ def quantize(values: np.ndarray, value: GraphValue) -> np.ndarray:
     return np.clip(scaled, limits.min, limits.max, out=scaled).astype(value.dtype)
 
 
-def dequantize(stored: np.ndarray, value: GraphValue) -> np.ndarray:
+def dequantize(stored: np.ndarray, value: NpuPort) -> np.ndarray:
     """What ``stored`` means, float32."""
     if value.scale is None:
         return stored.astype(np.float32, copy=False)
@@ -29,6 +29,6 @@ def dequantize(stored: np.ndarray, value: GraphValue) -> np.ndarray:
     return real
 
 
-def empty(value: GraphValue, shape: Sequence[int] | None = None) -> np.ndarray:
+def empty(value: NpuPort, shape: Sequence[int] | None = None) -> np.ndarray:
     """An array of ``value``'s storage that means zero everywhere."""
     return np.full(value.shape if shape is None else tuple(shape), value.zero_point, value.dtype)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ...artifact.npu_manifest import GraphValue, NpuManifest, Part, StaticGraph
+from ...artifact.npu_manifest import NpuGraph, NpuManifest, NpuPart, NpuPort
 from ...errors import ArtifactError, InputError, LfmOnnxError
 from .backends import Backend
 from .graph_variants import comparison_variant
@@ -202,9 +202,9 @@ class _Call:
                 found[layer] = dequantize(run.buffers[value.name][0], value)
         return found
 
-    def _shared_inputs(self) -> list[tuple[GraphValue, Any]]:
+    def _shared_inputs(self) -> list[tuple[NpuPort, Any]]:
         """Inputs that depend on positions alone: one buffer for all parts that take the same."""
-        shared: dict[tuple, tuple[GraphValue, Any]] = {}
+        shared: dict[tuple, tuple[NpuPort, Any]] = {}
         for run in self._runs:
             for value in run.graph.inputs:
                 if value.role not in ("mask", "cos", "sin", "state_columns", "last_token", "expert_index"):
@@ -223,13 +223,13 @@ class _PartRun:
     def __init__(
         self,
         manifest: NpuManifest,
-        part: Part,
-        graph: StaticGraph,
+        part: NpuPart,
+        graph: NpuGraph,
         backend: Backend,
         compare: Sequence[int] | None = None,
     ) -> None:
         model = None
-        self.hidden: dict[int, GraphValue] = {}
+        self.hidden: dict[int, NpuPort] = {}
         if compare is not None:
             chosen = [layer for layer in compare if part.first_layer <= layer < part.last_layer]
             last = part.last_layer - 1  # at a part's end the stream is the part's own output
@@ -251,11 +251,11 @@ class _PartRun:
         self.buffers = {value.name: empty(value) for value in own}
         self.head_alone = part.head and part.first_layer == part.last_layer
 
-    def by_role(self, role: str, *, output: bool = False) -> GraphValue | None:
+    def by_role(self, role: str, *, output: bool = False) -> NpuPort | None:
         """The first input (output) that plays ``role``."""
         return next((v for v in (self.graph.outputs if output else self.graph.inputs) if v.role == role), None)
 
-    def output(self, role: str) -> GraphValue:
+    def output(self, role: str) -> NpuPort:
         """The output that plays ``role``; ArtifactError without one."""
         value = self.by_role(role, output=True)
         if value is None:

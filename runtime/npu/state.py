@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...artifact.npu_manifest import NpuManifest, State, StaticGraph
+from ...artifact.npu_manifest import NpuGraph, NpuManifest, State
 from ...errors import InputError
 from ..state import Snapshot
 from .quantization import empty
@@ -97,7 +97,7 @@ class NpuState:
     def _conv(self, state: State) -> np.ndarray:
         return self.arrays[state.part][state.input]
 
-    def _zeros(self, graph: StaticGraph) -> dict[str, np.ndarray]:
+    def _zeros(self, graph: NpuGraph) -> dict[str, np.ndarray]:
         roles = ("conv_state", "key_cache", "value_cache")
         return {value.name: empty(value) for value in graph.inputs if value.role in roles}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...artifact.npu_manifest import Embedding, GraphValue, NpuManifest
+from ...artifact.npu_manifest import Embedding, NpuManifest, NpuPort
 from ...errors import ArtifactError
 from .quantization import quantize
 
@@ -39,7 +39,7 @@ class RotaryTable:
         self._real = {"cos": np.cos(angles), "sin": np.sin(angles)}
         self._stored: dict[tuple[str, float | None], np.ndarray] = {}
 
-    def fill(self, target: np.ndarray, value: GraphValue, start: int, count: int) -> None:
+    def fill(self, target: np.ndarray, value: NpuPort, start: int, count: int) -> None:
         """Rows of positions start to start + count into ``target`` [1, S, 1, D/2]; the rest stays as it is."""
         key = (value.role, value.scale)
         if key not in self._stored:
@@ -50,7 +50,7 @@ class RotaryTable:
 class MaskTable:
     """The additive mask [1, 1, S, C + S] of a graph; only the cache's columns change from call to call."""
 
-    def __init__(self, value: GraphValue) -> None:
+    def __init__(self, value: NpuPort) -> None:
         if len(value.shape) != 4 or value.shape[3] <= value.shape[2]:
             raise ArtifactError(f"{value.name} has shape {list(value.shape)}, expected [1, 1, S, C + S]")
         tokens = value.shape[2]

@@ -19,7 +19,7 @@ from lfm_onnx.checkpoint.tokenizer import ChatTokenizer
 from lfm_onnx.errors import InputError, TokenizerError
 from lfm_onnx.quantize import calibration_files
 from lfm_onnx.quantize.calibration_files import DEFAULT_CALIBRATION, read_calibration
-from lfm_onnx.quantize.calibration_text import CHUNK_TOKENS, LEAST_TOKENS, _shares, _spread, load_calibration
+from lfm_onnx.quantize.calibration_text import LEAST_TOKENS, SEQUENCE_TOKENS, _shares, _spread, load_calibration
 
 ROOT = Path(__file__).parents[2]
 CHAT = [{"role": "user", "content": "Where is the key?"}, {"role": "assistant", "content": "Under the third pot."}]
@@ -59,9 +59,9 @@ def lines(path: Path, *values: object) -> Path:
 def test_the_default_text_reaches_every_file_within_a_few_tokens(
     checkpoint: Checkpoint, tokenizer: ChatTokenizer
 ) -> None:
-    chunks = load_calibration(None, checkpoint)
-    texts = [tokenizer.decode(ids.tolist()) for ids in chunks]
-    assert 1900 <= sum(map(len, chunks)) <= 2048
+    sequences = load_calibration(None, checkpoint)
+    texts = [tokenizer.decode(ids.tolist()) for ids in sequences]
+    assert 1900 <= sum(map(len, sequences)) <= 2048
     for path in DEFAULT_CALIBRATION.iterdir():
         passages = [
             str(unit) if isinstance(unit, str) else unit.decode() for _, unit in read_calibration(path)[0].units
@@ -93,10 +93,10 @@ def test_chunks_are_short_int64_and_begin_as_the_tokenizer_begins(
 ) -> None:
     bos = tokenizer.encode("", add_special=True)
     assert bos, "the sample's tokenizer adds a bos"
-    for chunk in load_calibration(None, checkpoint, 20_000):
-        assert chunk.dtype == np.int64 and chunk.ndim == 1
-        assert len(bos) < len(chunk) <= CHUNK_TOKENS
-        assert chunk[: len(bos)].tolist() == bos and bos[0] not in chunk[1:]
+    for sequence in load_calibration(None, checkpoint, 20_000):
+        assert sequence.dtype == np.int64 and sequence.ndim == 1
+        assert len(bos) < len(sequence) <= SEQUENCE_TOKENS
+        assert sequence[: len(bos)].tolist() == bos and bos[0] not in sequence[1:]
 
 
 @pytest.mark.parametrize("limit", [LEAST_TOKENS, 100, 1000, 5000, 10**6])
@@ -105,28 +105,28 @@ def test_the_limit_holds_and_is_used(checkpoint: Checkpoint, limit: int) -> None
     assert min(limit, 30_000) * 0.9 <= total <= limit
 
 
-def test_the_same_files_give_the_same_chunks_wherever_they_lie(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_the_same_files_give_the_same_sequences_wherever_they_lie(checkpoint: Checkpoint, tmp_path: Path) -> None:
     copy = shutil.copytree(DEFAULT_CALIBRATION, tmp_path / "copy")
     first, second = load_calibration(None, checkpoint, 3000), load_calibration(copy, checkpoint, 3000)
     assert [ids.tolist() for ids in first] == [ids.tolist() for ids in second]
 
 
-def test_the_held_out_part_shares_nothing_with_the_other(
+def test_the_held_out_half_shares_nothing_with_the_other(
     checkpoint: Checkpoint, tokenizer: ChatTokenizer, tmp_path: Path
 ) -> None:
     (tmp_path / "text.txt").write_text(paragraphs("part", 12))
     used, held_out = (
         {
             text
-            for ids in load_calibration(tmp_path, checkpoint, 10**5, part=part)
+            for ids in load_calibration(tmp_path, checkpoint, 10**5, half=half)
             for text in [tokenizer.decode(ids[1:])]
         }
-        for part in ("calibration", "held-out")
+        for half in ("calibration", "held-out")
     )
     numbers = [{int(text.split()[1]) for text in texts if text.startswith("part")} for texts in (used, held_out)]
     assert numbers[0] | numbers[1] == set(range(12)) and not numbers[0] & numbers[1]
     default = [
-        {ids.tobytes() for ids in load_calibration(None, checkpoint, part=p)} for p in ("calibration", "held-out")
+        {ids.tobytes() for ids in load_calibration(None, checkpoint, half=half)} for half in ("calibration", "held-out")
     ]
     assert default[0] and default[1] and not default[0] & default[1]
 
@@ -137,11 +137,13 @@ def test_a_long_file_leaves_short_ones_their_share(
     (tmp_path / "a_long.txt").write_text(paragraphs("long", 400))
     (tmp_path / "b_short.md").write_text("short: a note of a few words.")
     lines(tmp_path / "c.jsonl", *({"text": f"line {number} " + "of text " * 30} for number in range(40)))
-    chunks = load_calibration(tmp_path, checkpoint, 1200)
-    texts = [tokenizer.decode(ids.tolist()) for ids in chunks]
-    share = {word: sum(len(c) for c, t in zip(chunks, texts, strict=True) if word in t) for word in ("long ", "line ")}
+    sequences = load_calibration(tmp_path, checkpoint, 1200)
+    texts = [tokenizer.decode(ids.tolist()) for ids in sequences]
+    share = {
+        word: sum(len(c) for c, t in zip(sequences, texts, strict=True) if word in t) for word in ("long ", "line ")
+    }
     assert any("a note of a few words." in text for text in texts)
-    assert sum(map(len, chunks)) >= 1100
+    assert sum(map(len, sequences)) >= 1100
     assert share["line "] >= 500 and share["long "] >= 500
 
 
@@ -159,8 +161,8 @@ def test_conversations_go_through_the_models_template(
 ) -> None:
     tools = [{"name": "find", "parameters": {"type": "object", "properties": {}}}]
     path = lines(tmp_path / "chats.jsonl", {"messages": CHAT, "tools": tools}, {"messages": CHAT})
-    chunks = load_calibration(path, checkpoint)
-    assert [ids.tolist() for ids in chunks] == [
+    sequences = load_calibration(path, checkpoint)
+    assert [ids.tolist() for ids in sequences] == [
         tokenizer.encode(tokenizer.render(CHAT, tools, add_generation_prompt=False))
     ]
     # Shortened, a conversation keeps its end: the answer, not the system prompt that all have in common.
@@ -235,8 +237,8 @@ def test_files_that_are_not_text_are_refused(
     with pytest.raises(InputError, match="found an empty file"):
         load_calibration(tmp_path, checkpoint)
     (tmp_path / "a.txt").write_text("Only one passage, and nothing to hold out.")
-    with pytest.raises(InputError, match="too short to hold a part out"):
-        load_calibration(tmp_path, checkpoint, part="held-out")
+    with pytest.raises(InputError, match="too short to hold a half out"):
+        load_calibration(tmp_path, checkpoint, half="held-out")
     with pytest.raises(InputError, match="at least 32 tokens, found 31"):
         load_calibration(tmp_path, checkpoint, LEAST_TOKENS - 1)
     monkeypatch.setattr(calibration_files, "_MAX_BYTES", 40)

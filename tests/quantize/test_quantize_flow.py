@@ -233,7 +233,7 @@ def test_a_promised_divergence_is_kept_by_the_artifact(tiny_lfm: Path, tmp_path:
     entry = Artifact.open(tmp_path / "out").entry
     choice = entry["quantization"]["recipe"]["choice"]
     checkpoint = Checkpoint.open(tiny_lfm)
-    texts = load_calibration(None, checkpoint, 1024, part="held-out")
+    texts = load_calibration(None, checkpoint, 1024, half="held-out")
     model, reference = ExportedModel(tmp_path / "out" / entry["model"]), Reference(checkpoint)
     found = divergence(
         np.concatenate([reference.forward(ids)[0] for ids in texts]),

@@ -27,7 +27,7 @@ from lfm_onnx.export.npu.calibration import calibrate
 from lfm_onnx.export.npu.float_model import IR_VERSION, OPSET
 from lfm_onnx.export.npu.part_graph import PartShape, declare_part
 from lfm_onnx.export.npu.qdq_model import QdqModel
-from lfm_onnx.export.npu.quantization import DATA_MOVEMENT, HEADROOM, Quantization, assign
+from lfm_onnx.export.npu.quantization import DATA_MOVEMENT, HEADROOM, QuantizationParameters, assign
 from lfm_onnx.export.npu.static_graph import StaticGraph, Value, WeightKind
 from lfm_onnx.export.npu.weight_codes import StoredAs, pack_halves, pack_int4, quantize_blocks, quantize_weight
 from lfm_onnx.reference.model import Reference
@@ -93,7 +93,7 @@ def test_int4_codes_are_packed_as_onnx_reads_them() -> None:
 
 @pytest.mark.parametrize("low, high, dtype", [(-3.0, 5.0, "uint16"), (0.0, 1.0, "uint16"), (-1.0, -0.5, "uint8")])
 def test_zero_and_the_range_are_representable(low: float, high: float, dtype: str) -> None:
-    used = Quantization.over(low, high, dtype)
+    used = QuantizationParameters.over(low, high, dtype)
     numbers = np.array([low, 0.0, high], np.float32)
     assert np.abs(used.values(used.codes(numbers)) - numbers).max() <= used.scale
     assert used.values(used.codes(numbers))[1] == 0
