@@ -110,6 +110,6 @@ class GenaiEngine:
 
 if __name__ == "__main__":
     import onnxruntime_genai  # noqa: F401  (its import is no part of loading a model)
-    from lfm_onnx.runtime.bench.worker import serve
+    from lfm_onnx.runtime.bench.worker import serve_engine
 
-    serve(GenaiEngine)
+    serve_engine(GenaiEngine)

@@ -98,6 +98,6 @@ class LlamaCppEngine:
 
 if __name__ == "__main__":
     import llama_cpp  # noqa: F401  (its import is no part of loading a model)
-    from lfm_onnx.runtime.bench.worker import serve
+    from lfm_onnx.runtime.bench.worker import serve_engine
 
-    serve(LlamaCppEngine)
+    serve_engine(LlamaCppEngine)

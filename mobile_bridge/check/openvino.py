@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...artifact.artifact import Artifact
-from .other_runtime import Elsewhere, OtherRun, WorkerFailed, run_elsewhere, sequences
-from .result import CheckReport, GraphCheck, RefusedNode, Requirement
-from .worker_process import CheckError
+from ...runtime.worker_process import WorkerError
+from .other_runtime import Elsewhere, OtherRun, run_elsewhere, sequences
+from .result import CheckError, CheckReport, GraphCheck, RefusedNode, Requirement
 
 _PROVIDER = "OpenVINOExecutionProvider"
 _HOW = (
@@ -40,7 +40,7 @@ def check_openvino(
     check = Elsewhere("openvino", artifact, {"device": "OpenVINO CPU"})
     try:
         run, kind, refusal = _run(artifact, what, interpreter)
-    except WorkerFailed as error:
+    except WorkerError as error:
         causes = [text for part, text in _CAUSES.items() if part in str(error)]
         return check.failed(f"{causes[0]}: …{str(error)[-200:]}" if causes else str(error), [_FAILED])
     check.environment["runtime"] = f"onnxruntime {run.result['onnxruntime']}, {kind}"
@@ -63,13 +63,13 @@ def check_openvino(
 def _run(artifact: Artifact, what: list[dict[str, list[int]]], interpreter: Path | None) -> tuple[OtherRun, str, str]:
     try:
         return run_elsewhere(artifact, what, "openvino-plugin", interpreter), "onnxruntime-ep-openvino", ""
-    except WorkerFailed as error:
+    except WorkerError as error:
         if error.kind not in ("missing", "device"):
             raise
         refusal = str(error)
     try:
         return run_elsewhere(artifact, what, "openvino", interpreter), "onnxruntime-openvino", refusal
-    except WorkerFailed as error:
+    except WorkerError as error:
         if error.kind != "missing":
             raise
         raise CheckError(f"no OpenVINO device here: {refusal}; {error}; {_HOW}") from error

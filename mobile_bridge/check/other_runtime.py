@@ -17,8 +17,8 @@ from ...hardware.cores import usable_processors
 from ...runtime.parity.identity import require_same_config
 from ...runtime.parity.metrics import LogitComparison, LogitMetrics
 from ...runtime.parity.report.contents import Thresholds
+from ...runtime.worker_process import WorkerProcess
 from .result import CheckReport, GraphCheck, Requirement
-from .worker_process import CheckError, run_worker
 
 _WORKER_FILE = Path(__file__).with_name("session_worker.py")
 _PROMPT_LENGTHS = (1, 7, 33, 64)
@@ -34,14 +34,6 @@ class OtherRun:
     logits: list[np.ndarray]
 
 
-class WorkerFailed(CheckError):
-    """A worker could not do its part. kind: missing, device, load or run."""
-
-    def __init__(self, kind: str, text: str) -> None:
-        super().__init__(text)
-        self.kind = kind
-
-
 def sequences(artifact: Artifact, seed: int = 0) -> list[dict[str, list[int]]]:
     """Random prompts of 1 to 64 tokens, each with 8 tokens to decode after it."""
     rng = np.random.default_rng(seed)
@@ -54,7 +46,8 @@ def sequences(artifact: Artifact, seed: int = 0) -> list[dict[str, list[int]]]:
 def run_elsewhere(
     artifact: Artifact, what: list[dict[str, list[int]]], provider: str, interpreter: Path | None
 ) -> OtherRun:
-    """Run ``what`` in ``interpreter`` (this Python by default) on ``provider``. Raises WorkerFailed."""
+    """Run ``what`` in ``interpreter`` (this Python by default) on ``provider``. Raises WorkerError, of the
+    kinds "missing", "device", "load" and "run" where the worker can say what failed."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "logits.npz"
         request = {
@@ -64,11 +57,9 @@ def run_elsewhere(
             "logits": str(target),
             "threads": usable_processors(),
         }
-        result, log = run_worker([str(interpreter or sys.executable), str(_WORKER_FILE)], request)
-        if result is None:
-            raise WorkerFailed("crash", f"the process that ran the model did not end well: {log.strip()[-300:]}")
-        if "error" in result:
-            raise WorkerFailed(result["kind"], result["error"])
+        command = [str(interpreter or sys.executable), str(_WORKER_FILE)]
+        with WorkerProcess(command, "the process that ran the model") as worker:
+            result = worker.ask(request)
         with np.load(target) as data:
             return OtherRun(result, [data[f"s{number}"] for number in range(len(what))])
 

@@ -13,10 +13,10 @@ from ...artifact.npu_manifest import NpuGraph, NpuManifest
 from ...errors import ArtifactError
 from ...hardware.chips import DEFAULT_CHIP, chip
 from ...runtime.npu.provider import PROVIDER, device, versions
+from ...runtime.worker_process import WorkerError, WorkerProcess
 from .graph_weights import QUANTIZING, load_graph, weight_bytes_by_node
 from .qnn_graph_dump import read_graph_dump
 from .result import CheckReport, GraphCheck, RefusedNode, Requirement, share_requirement
-from .worker_process import run_worker
 
 _WORKER = (sys.executable, "-m", "lfm_onnx.mobile_bridge.check.qnn_worker")
 _REASON = re.compile(r"Operator type: (\S+) Node name: (\S*) Node index: \d+\s+REASON : ([^\n]+)")
@@ -69,12 +69,17 @@ def check_qnn_graph(path: Path, name: str, provider_options: dict[str, str]) -> 
         raise ArtifactError(f"{path} is not an ONNX file that can be read: {error}") from error
     with tempfile.TemporaryDirectory() as folder:
         request = {"graph": str(path), "provider_options": provider_options, "folder": folder}
-        result, log = run_worker(_WORKER, request)
+        with WorkerProcess(_WORKER, "the compiler's process") as worker:
+            try:
+                result, failure = worker.ask(request), ""
+            except WorkerError as error:
+                result, failure = {"nodes": []}, str(error)
+            log = worker.log()
         products = [item for dump in _dumps(Path(folder)) for item in read_graph_dump(dump)]
     weights = weight_bytes_by_node(model)
     computing = [node for node in model.graph.node if node.op_type not in QUANTIZING]
-    if result is None or not result["nodes"]:
-        reason = result["error"] if result else log.strip().splitlines()[-1]
+    if not result["nodes"]:
+        reason = failure or result["error"]
         return GraphCheck(name, len(computing), 0, sum(weights.values()), 0, error=f"did not compile: {reason}")
     reasons = {node: (op, _SAYS_WHERE.sub("", text)) for op, node, text in _REASON.findall(_COLOURS.sub("", log))}
     nodes = [node for node in result["nodes"] if node["op_type"] not in QUANTIZING]

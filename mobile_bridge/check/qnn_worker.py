@@ -1,20 +1,17 @@
 """The process that puts one graph through the NPU's compiler and says which node went where.
 
-    python -m lfm_onnx.mobile_bridge.check.qnn_worker REQUEST.json RESULT.json
-
 Request: graph (a path), provider_options, folder (for the compiler's dump). What ONNX Runtime logs goes to standard
 error; the reasons of refused nodes are in there. A crash of the compiler ends this process and not the check.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from ...runtime.npu.provider import one_line, open_session
+from ...runtime.worker_process import serve
 
 _LOG_EVERYTHING = 0
 _ASSIGNMENT = {"session.record_ep_graph_assignment_info": "1"}
@@ -57,5 +54,4 @@ def _assignment(session: Any) -> list[dict[str, str]]:
 
 
 if __name__ == "__main__":
-    asked, answered = sys.argv[1:]
-    Path(answered).write_text(json.dumps(check_graph(json.loads(Path(asked).read_text()))))
+    serve(check_graph)

@@ -5,6 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ...errors import LfmOnnxError
+
+
+class CheckError(LfmOnnxError):
+    """A check could not be made."""
+
 
 @dataclass(frozen=True)
 class RefusedNode:

@@ -1,19 +1,17 @@
 """Runs an exported model in any Python that has onnxruntime and numpy, lfm-onnx not needed: a file of its own.
 
-    python session_worker.py REQUEST.json RESULT.json
-
-Request: model (path), provider ("cpu", "openvino" or "openvino-plugin"), threads, sequences:
-[{prompt: ids, next: ids}], logits: a .npz to write, "s0" float32 [1 + len(next), vocab] and so on. Result: versions,
-providers, nodes by provider where this onnxruntime tells, load_s, seconds; or error with kind
-"missing", "device", "load" or "run".
+Speaks the protocol of ``runtime.worker_process``, for one request: model (path), provider ("cpu", "openvino" or
+"openvino-plugin"), threads, sequences: [{prompt: ids, next: ids}], logits: a .npz to write, "s0" float32
+[1 + len(next), vocab] and so on. Result: versions, providers, nodes by provider where this onnxruntime tells, load_s,
+seconds. An error has the kind "missing", "device", "load" or "run".
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -128,10 +126,16 @@ def _logits(session: Any, sequence: dict[str, list[int]]) -> np.ndarray:
     return np.stack(rows)
 
 
-if __name__ == "__main__":
-    asked, answered = sys.argv[1:]
+def main() -> None:
+    """Answer the request on stdin; what libraries print to stdout goes to stderr instead."""
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
     try:
-        result = run(json.loads(Path(asked).read_text()))
+        reply: dict[str, Any] = {"result": run(json.loads(sys.stdin.readline()))}
     except WorkerError as error:
-        result = {"error": str(error), "kind": error.kind}
-    Path(answered).write_text(json.dumps(result))
+        reply = {"error": str(error), "kind": error.kind}
+    print(json.dumps(reply), file=replies, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...artifact.artifact import Artifact
-from .other_runtime import Elsewhere, OtherRun, WorkerFailed, run_elsewhere, sequences
-from .result import CheckReport, Requirement
-from .worker_process import CheckError
+from ...runtime.worker_process import WorkerError
+from .other_runtime import Elsewhere, OtherRun, run_elsewhere, sequences
+from .result import CheckError, CheckReport, Requirement
 
 RUNTIME = "1.24"
 """Windows ML 2.0 ships onnxruntime 1.24.5; 1.24.4 is the nearest that package registries have."""
@@ -39,7 +39,7 @@ def check_windows_ml(
     check = Elsewhere("windows-ml", artifact, {})
     try:
         run = run_elsewhere(artifact, what, "cpu", interpreter)
-    except WorkerFailed as error:
+    except WorkerError as error:
         if error.kind == "missing":
             raise CheckError(f"{interpreter or sys.executable}: {error}; {_HOW}") from error
         return check.failed(str(error), notes)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -21,10 +19,10 @@ from ...hardware.chips import chip as chip_named
 from ...hardware.compile_cost import LARGEST_GRAPH_BYTES
 from ...hardware.memory import available_memory_bytes
 from ...runtime.npu.provider import COMPILE_OPTIONS, versions
+from ...runtime.worker_process import WorkerError, WorkerProcess
 from .compile_plan import PartToCompile, plan_compile
 
-_WORKER = "lfm_onnx.mobile_bridge.qnn.compile_worker"
-_LOG_TAIL = 12
+_WORKER = (sys.executable, "-m", "lfm_onnx.mobile_bridge.qnn.compile_worker")
 
 
 class CompileError(LfmOnnxError):
@@ -145,31 +143,12 @@ def _compile_part(artifact: Artifact, part: NpuPart, item: PartToCompile, target
 
 
 def _run_worker(request: dict, log: Path, what: str) -> dict:
-    with tempfile.TemporaryDirectory() as folder, log.open("wb") as messages:
-        asked, answered = Path(folder) / "request.json", Path(folder) / "result.json"
-        asked.write_text(json.dumps(request))
-        command = [sys.executable, "-m", _WORKER, str(asked), str(answered)]
-        process = subprocess.Popen(command, stdout=messages, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-        try:
-            code = process.wait()
-        except BaseException:  # Ctrl-C: the compiler must not go on alone
-            process.kill()
-            process.wait()
-            raise
-        result = json.loads(answered.read_text()) if answered.is_file() else {}
-    if "error" in result or code != 0 or not result:
-        reason = result.get("error") or _ending(code, log)
-        raise CompileError(f"the compiler did not take {what}: {reason}; its log is {log}")
-    return result
-
-
-def _ending(code: int, log: Path) -> str:
-    if code == -9:
-        return "it was killed, mostly a sign that memory ran out: export with a smaller --weight-budget"
-    if code < 0:
-        return f"it crashed with signal {-code}"
-    lines = log.read_text(errors="replace").strip().splitlines()[-_LOG_TAIL:]
-    return f"it ended with code {code}: {lines[-1][:300] if lines else 'it said nothing'}"
+    try:
+        with WorkerProcess(_WORKER, "it", log_file=log) as worker:
+            return worker.ask(request)
+    except WorkerError as error:
+        remedy = ": export with a smaller --weight-budget" if error.kind == "killed" else ""
+        raise CompileError(f"the compiler did not take {what}: {error}{remedy}; its log is {log}") from error
 
 
 def _replace(work: Path, target: Path) -> None:

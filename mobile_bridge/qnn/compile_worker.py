@@ -1,21 +1,18 @@
 """The process that compiles one part: opens its graphs one after another and leaves context binaries in a folder.
 
-    python -m lfm_onnx.mobile_bridge.qnn.compile_worker REQUEST.json RESULT.json
-
 Request: graphs (absolute paths), names (of the EPContext models), folder, provider_options, shared. A process of its
 own, since the compiler gives memory back only at its end, and may end in a crash.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from ...hardware.memory import peak_rss_bytes
 from ...runtime.npu.provider import one_line, open_session
+from ...runtime.worker_process import WorkerError, serve
 
 _LOG_WARNINGS = 2
 
@@ -52,16 +49,14 @@ def compile_graphs(request: dict[str, Any]) -> dict[str, Any]:
     return {"seconds": seconds}
 
 
-def main(request_file: str, result_file: str) -> None:
-    """Answer one request; an error becomes part of the result."""
-    request = json.loads(Path(request_file).read_text())
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """The result of ``compile_graphs`` with this process's peak memory; WorkerError says what the compiler said."""
     try:
         result = compile_graphs(request)
     except Exception as error:  # ONNX Runtime's exceptions share no other base
-        result = {"error": one_line(error)}
-    result["peak_rss_bytes"] = peak_rss_bytes()
-    Path(result_file).write_text(json.dumps(result))
+        raise WorkerError(one_line(error), "refused") from error
+    return {**result, "peak_rss_bytes": peak_rss_bytes()}
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    serve(answer)

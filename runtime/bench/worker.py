@@ -1,25 +1,22 @@
 """The process whose speed and memory a benchmark measures: loads one engine, then runs what it is asked on stdin.
 
-Requests and replies are JSON, a line each. The first request holds the engine's settings. Every other one either runs
-tokens ({"prompt_ids": [...], "next_ids": [...]}) or saves logits ({"logits_of": [...], "file": "….npy"}).
+The first request holds the engine's settings. Every other one either runs tokens ({"prompt_ids": [...], "next_ids":
+[...]}) or saves logits ({"logits_of": [...], "file": "….npy"}).
 """
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from ...errors import LfmOnnxError
 from ...hardware.memory import peak_rss_bytes
 from ..generation import PREFILL_CHUNK
 from ..model import LfmModel
 from ..npu.model import NpuOptions
+from ..worker_process import serve
 
 
 class Engine(Protocol):
@@ -59,25 +56,20 @@ class OnnxEngine:
         return self._context.feed([token_id])
 
 
-def serve(open_engine: Callable[[dict[str, Any]], Engine]) -> None:
-    """Answer requests from stdin until it ends. What libraries print to stdout goes to stderr instead."""
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+def serve_engine(open_engine: Callable[[dict[str, Any]], Engine]) -> None:
+    """Open an engine with the first request's settings, then run what the others ask."""
+    engine: Engine | None = None
 
-    def reply(content: dict[str, Any]) -> None:
-        print(json.dumps(content), file=replies, flush=True)
+    def answer(request: dict[str, Any]) -> dict[str, Any]:
+        nonlocal engine
+        if engine is None:
+            started = time.perf_counter()
+            engine = open_engine(request)
+            return {"load_s": time.perf_counter() - started}
+        result = _save_logits(engine, request) if "logits_of" in request else _timed_run(engine, request)
+        return {**result, "peak_rss_bytes": peak_rss_bytes()}
 
-    try:
-        settings = json.loads(sys.stdin.readline())
-        started = time.perf_counter()
-        engine = open_engine(settings)
-        reply({"load_s": time.perf_counter() - started})
-        for line in sys.stdin:
-            request = json.loads(line)
-            answer = _save_logits(engine, request) if "logits_of" in request else _timed_run(engine, request)
-            reply({**answer, "peak_rss_bytes": peak_rss_bytes()})
-    except LfmOnnxError as error:
-        reply({"error": str(error)})
+    serve(answer)
 
 
 def _timed_run(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
@@ -101,4 +93,4 @@ def _save_logits(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
 if __name__ == "__main__":
     import onnxruntime  # noqa: F401  (its import is no part of loading a model)
 
-    serve(OnnxEngine)
+    serve_engine(OnnxEngine)

@@ -18,10 +18,10 @@ from lfm_onnx.export import OpsProfile
 from lfm_onnx.mobile_bridge.check import openvino, windows_ml
 from lfm_onnx.mobile_bridge.check.fixed_shapes import fixed_shape_model
 from lfm_onnx.mobile_bridge.check.graph_weights import load_graph, weight_bytes_by_node
-from lfm_onnx.mobile_bridge.check.other_runtime import WorkerFailed
 from lfm_onnx.mobile_bridge.check.qnn_graph_dump import read_graph_dump
+from lfm_onnx.mobile_bridge.check.result import CheckError
 from lfm_onnx.mobile_bridge.check.run import run_check
-from lfm_onnx.mobile_bridge.check.worker_process import CheckError, run_worker
+from lfm_onnx.runtime.worker_process import WorkerError
 from npu_toy_export import HIDDEN, VOCAB, write_toy_export
 
 
@@ -106,7 +106,7 @@ def test_a_model_that_openvino_cannot_place_is_a_missed_requirement_with_its_cau
     message: str, cause: str, artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
-        raise WorkerFailed("load", message)
+        raise WorkerError(message, "load")
 
     monkeypatch.setattr(openvino, "run_elsewhere", refuse)
     result = CliRunner().invoke(main, ["check", str(artifact), "--target", "openvino", "--json"])
@@ -144,6 +144,9 @@ def test_the_compilers_dump_says_which_products_are_integers(tmp_path: Path) -> 
     assert found[0].types == ("ufixed16", "sfixed8", "ufixed16") and found[1].types[0] == "float16"
 
 
-def test_a_worker_that_crashes_is_told_with_its_last_words() -> None:
-    result, log = run_worker([sys.executable, "-c", "import os; print('halfway', flush=True); os.abort()"], {})
-    assert result is None and "halfway" in log and "signal 6" in log
+def test_a_python_that_is_not_there_cannot_be_checked(artifact: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(
+        main, ["check", str(artifact), "--target", "windows-ml", "--python", str(tmp_path / "python")]
+    )
+    assert result.exit_code == 2
+    assert "cannot be started: No such file" in result.stderr
