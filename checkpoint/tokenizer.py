@@ -11,6 +11,7 @@ import tokenizers
 from ..errors import InputError, TokenizerError
 from ..strict_json import parse_json
 from .chat_template import THINK_START, ChatTemplate
+from .template_renderer.renderer import RENDERER
 
 Message = Mapping[str, Any]
 _SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -44,14 +45,16 @@ class ChatTokenizer:
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise TokenizerError(f"{path}: not found; the tokenizer.json of the checkpoint is needed here")
+        settings = _read_settings(folder / "tokenizer_config.json")
+        special = _read_settings(folder / "special_tokens_map.json")
+        templates = _templates(folder, settings)
+        if templates:
+            RENDERER.start()  # it comes up while the vocabulary is read
         try:
             tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception whatever is wrong
             raise TokenizerError(f"{path}: not a tokenizer.json that can be read: {_one_line(error)}") from error
-        settings = _read_settings(folder / "tokenizer_config.json")
-        special = _read_settings(folder / "special_tokens_map.json")
-        tokens = {**_special_tokens(special), **_special_tokens(settings)}
-        return cls(tokenizer, _templates(folder, settings), tokens)
+        return cls(tokenizer, templates, {**_special_tokens(special), **_special_tokens(settings)})
 
     @property
     def has_template(self) -> bool:
