@@ -14,7 +14,7 @@ from .npu_options import npu_options, take_npu_options
 from .progress import say
 
 if TYPE_CHECKING:
-    from ..runtime.npu.model import NpuOptions
+    from ..runtime.npu.run_options import NpuRunOptions
 
 artifact_argument = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 variant_option = click.option(
@@ -46,12 +46,12 @@ def generation_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return npu_options(command)
 
 
-def npu_settings(options: dict[str, Any]) -> NpuOptions | None:
+def npu_settings(options: dict[str, Any]) -> NpuRunOptions | None:
     """Removes the NPU's options from ``options``; None where none was given."""
-    from ..runtime.npu.model import NpuOptions
+    from ..runtime.npu.run_options import NpuRunOptions
 
     given = take_npu_options(options)
-    return NpuOptions(**given, notice=say) if given else None
+    return NpuRunOptions(**given, notice=say) if given else None
 
 
 def read_tools(path: Path | None) -> list[dict[str, Any]] | None:

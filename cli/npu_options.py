@@ -37,7 +37,7 @@ def npu_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def take_npu_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Removes those options from ``options``; what was given, as keywords of ``NpuOptions``."""
+    """Removes those options from ``options``; what was given, as keywords of ``NpuRunOptions``."""
     found = {name: options.pop(name, None) for name in _NAMES}
     found["backend"] = found.pop("npu_backend")
     return {name: value for name, value in found.items() if value is not None}

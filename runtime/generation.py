@@ -12,8 +12,8 @@ import numpy as np
 from ..checkpoint.tokenizer import ChatTokenizer, StreamingDetokenizer
 from .reasoning import THINK_START, beginning_at_end, split_reasoning
 from .sampling import Sampler, SamplingOptions
-from .session import DecoderSession
-from .state import DecoderState, Snapshot
+from .session_protocol import SequenceState, Session
+from .state import Snapshot
 from .tool_calls import ToolCall, parse_tool_calls
 
 PREFILL_CHUNK = 512
@@ -71,7 +71,7 @@ class TokenContext:
     the prompt before it.
     """
 
-    def __init__(self, session: DecoderSession, state: DecoderState) -> None:
+    def __init__(self, session: Session, state: SequenceState) -> None:
         self.session = session
         self.state = state
         self.tokens: list[int] = []

@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
-from ..artifact.artifact import Artifact
+from ..artifact.artifact import Artifact, Verification
 from ..checkpoint.config import LfmConfig
 from ..checkpoint.tokenizer import ChatTokenizer, Message
-from ..errors import ArtifactError, InputError
-from ..strict_json import parse_json
+from ..errors import InputError
 from .generation import PREFILL_CHUNK, Generation, GenerationResult, Token, TokenContext
+from .generation_config import end_token_ids, read_generation_config
+from .load import open_session
 from .sampling import SamplingOptions
-from .session import DecoderSession
-from .state import FIRST_CAPACITY, DecoderState
+from .session_protocol import SequenceState, Session
+from .state import FIRST_CAPACITY
 
 if TYPE_CHECKING:
-    from .npu.model import NpuOptions
+    from .npu.run_options import NpuRunOptions
 
 __all__ = ["Generation", "GenerationResult", "LfmModel", "Token"]
 
@@ -32,7 +33,7 @@ class LfmModel:
     def __init__(
         self,
         artifact: Artifact,
-        session: DecoderSession,
+        session: Session,
         generation_config: Mapping[str, Any],
         context_length: int,
     ) -> None:
@@ -41,7 +42,7 @@ class LfmModel:
         self.generation_config = generation_config
         self.context_length = context_length
         self.sampling_defaults = SamplingOptions.from_generation_config(generation_config)
-        self.end_ids = _end_ids(generation_config, artifact.config)
+        self.end_ids = end_token_ids(generation_config, artifact.config)
         self._tokenizer: ChatTokenizer | None = None
 
     @classmethod
@@ -54,9 +55,9 @@ class LfmModel:
         threads: int | None = None,
         context_length: int | None = None,
         native: bool | None = None,
-        verify: Literal["none", "quick", "full"] = "quick",
+        verify: Verification = "quick",
         target: Literal["cpu", "qnn"] | None = None,
-        npu: NpuOptions | None = None,
+        npu: NpuRunOptions | None = None,
     ) -> LfmModel:
         """Open an artifact and start its session; the weights stay in the file, mapped into memory.
 
@@ -65,32 +66,20 @@ class LfmModel:
         there. verify: "quick", "full" or "none". target: "qnn" runs an export for the NPU as ``npu`` says, which is
         also what happens where the folder holds nothing else. Raises ArtifactError or InputError.
         """
-        if target != "cpu":
-            from .npu.model import NpuOptions, is_npu_folder, load_npu_model
-
-            if target == "qnn" or npu is not None or is_npu_folder(folder, variant):
-                return load_npu_model(
-                    folder,
-                    npu or NpuOptions(),
-                    threads=threads,
-                    context_length=context_length,
-                    native=native,
-                    verify=verify,
-                    generation_config=_generation_config,
-                )
-        artifact = Artifact.open(folder, variant, verify=verify)
-        limit = artifact.context_length
-        if context_length is not None and not 1 <= context_length <= limit:
-            raise InputError(f"context length: expected 1 to {limit}, as the artifact allows, found {context_length}")
-        session = DecoderSession(
-            artifact.model_path,
-            shared=artifact.ops_profile == "custom",
+        opened = open_session(
+            folder,
+            variant=variant,
             providers=providers,
             threads=threads,
+            context_length=context_length,
             native=native,
+            verify=verify,
+            target=target,
+            npu=npu,
         )
-        settings = _generation_config(artifact.folder / "generation_config.json")
-        return cls(artifact, session, settings, context_length or limit)
+        return cls(
+            opened.artifact, opened.session, read_generation_config(opened.artifact.folder), opened.context_length
+        )
 
     @property
     def config(self) -> LfmConfig:
@@ -104,9 +93,9 @@ class LfmModel:
             self._tokenizer = ChatTokenizer.load(self.artifact.folder)
         return self._tokenizer
 
-    def new_state(self, batch: int = 1, capacity: int = FIRST_CAPACITY) -> DecoderState:
+    def new_state(self, batch: int = 1, capacity: int = FIRST_CAPACITY) -> SequenceState:
         """An empty state for ``batch`` sequences, with room for ``capacity`` tokens at first (it grows)."""
-        return DecoderState(self.session.layout, batch, capacity, self.context_length)
+        return self.session.new_state(batch, capacity, self.context_length)
 
     def new_context(self) -> TokenContext:
         """A state that knows its tokens, to be handed to ``generate`` turn after turn."""
@@ -116,10 +105,10 @@ class LfmModel:
         self,
         input_ids: np.ndarray | Sequence[int],
         attention_mask: np.ndarray | None = None,
-        state: DecoderState | None = None,
+        state: SequenceState | None = None,
         *,
         num_logits_to_keep: int = 1,
-    ) -> tuple[np.ndarray, DecoderState]:
+    ) -> tuple[np.ndarray, SequenceState]:
         """One run of the graph: (logits float32 [B, rows, V], state). A state that is given is advanced in place.
 
         input_ids: int64 [B, S], or [S] for one sequence. attention_mask: [B, T] with T = tokens in the state + S, 0
@@ -141,7 +130,7 @@ class LfmModel:
         logits = self.session.run(state, ids, new_mask=new_mask, keep=num_logits_to_keep)
         return logits.astype(np.float32, copy=True), state
 
-    def prefill(self, state: DecoderState, input_ids: Sequence[int], chunk: int = PREFILL_CHUNK) -> np.ndarray:
+    def prefill(self, state: SequenceState, input_ids: Sequence[int], chunk: int = PREFILL_CHUNK) -> np.ndarray:
         """Feed a prompt, ``chunk`` tokens at a time; float32 logits [V] of its last token."""
         ids = np.asarray(input_ids, np.int64)[None]
         self._check_ids(ids)
@@ -150,7 +139,7 @@ class LfmModel:
             logits = self.session.run(state, ids[:, start : start + chunk])
         return logits[0, -1].astype(np.float32, copy=True)
 
-    def decode(self, state: DecoderState, token_id: int) -> np.ndarray:
+    def decode(self, state: SequenceState, token_id: int) -> np.ndarray:
         """Feed one token; float32 logits [V]."""
         return self.prefill(state, [token_id])
 
@@ -235,23 +224,3 @@ class LfmModel:
         if ids.min() < 0 or ids.max() >= self.config.vocab_size:
             wrong = int(ids.min() if ids.min() < 0 else ids.max())
             raise InputError(f"token id {wrong} is outside the vocabulary of {self.config.vocab_size}")
-
-
-def _generation_config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        data = parse_json(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(data, dict):
-        raise ArtifactError(f"{path}: expected an object, found a {type(data).__name__}")
-    return data
-
-
-def _end_ids(generation_config: Mapping[str, Any], config: LfmConfig) -> frozenset[int]:
-    ids = generation_config.get("eos_token_id")
-    ids = [ids] if isinstance(ids, int) else ids
-    if isinstance(ids, list) and ids and all(isinstance(item, int) for item in ids):
-        return frozenset(ids)
-    return frozenset(config.eos_token_ids)

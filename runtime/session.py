@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from ..artifact.artifact import Artifact
 from ..errors import ArtifactError, InputError
 from .native_library import register_native_ops
+from .session_protocol import SequenceState, own_state
 from .state import DecoderState, StateLayout
 
 _DTYPES: dict[str, np.dtype] = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
@@ -22,7 +24,7 @@ _LOG_ERRORS_ONLY = 3
 class DecoderSession:
     """Runs a decoder graph whose inputs and outputs have the names that exported models share.
 
-    ``layout`` describes the states, ``keeps_rows`` says whether num_logits_to_keep can be set.
+    ``layout`` describes the states.
     """
 
     def __init__(
@@ -47,17 +49,34 @@ class DecoderSession:
         outputs = {value.name: value for value in self._session.get_outputs()}
         self._logits_dtype = _dtype(outputs["logits"], model_path)
         self._vocab_size = _static(outputs["logits"].shape[2], "logits", model_path)
-        self.keeps_rows = any(
+        self._keeps_rows = any(
             value.name == "num_logits_to_keep" for value in self._session.get_overridable_initializers()
         )
+
+    @classmethod
+    def of_artifact(
+        cls,
+        artifact: Artifact,
+        *,
+        providers: Sequence[str] | None = None,
+        threads: int | None = None,
+        native: bool | None = None,
+    ) -> DecoderSession:
+        """The session of an export for the CPU."""
+        shared = artifact.ops_profile == "custom"
+        return cls(artifact.model_path, shared=shared, providers=providers, threads=threads, native=native)
 
     @property
     def providers(self) -> list[str]:
         """The execution providers in use."""
         return self._session.get_providers()
 
+    def new_state(self, batch: int, capacity: int, limit: int) -> DecoderState:
+        """Empty buffers for ``batch`` sequences, of ``capacity`` tokens at first, which grow up to ``limit``."""
+        return DecoderState(self.layout, batch, capacity, limit)
+
     def run(
-        self, state: DecoderState, input_ids: np.ndarray, *, new_mask: np.ndarray | None = None, keep: int = 1
+        self, state: SequenceState, input_ids: np.ndarray, *, new_mask: np.ndarray | None = None, keep: int = 1
     ) -> np.ndarray:
         """Feed ``input_ids`` [batch, new] int64 and advance ``state``; returns logits [batch, rows, vocab].
 
@@ -65,6 +84,7 @@ class DecoderSession:
         new_mask: [batch, new] int64, 0 for padding; all ones by default. keep: logits of the last ``keep`` tokens of
         a row, 0 for all. Raises InputError when the context is full.
         """
+        state = own_state(state, DecoderState)
         new = input_ids.shape[1]
         total = state.length + new
         state.reserve(total)
@@ -80,7 +100,7 @@ class DecoderSession:
             self._bind_key_values(binding, state, total)
         _bind_input(binding, "input_ids", input_ids)
         _bind_input(binding, "attention_mask", attention_mask)
-        if self.keeps_rows:
+        if self._keeps_rows:
             kept_rows = np.array(keep, np.int64)
             _bind_input(binding, "num_logits_to_keep", kept_rows)
         elif keep != 1:

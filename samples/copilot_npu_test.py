@@ -244,12 +244,12 @@ def _parity(
 
 def _answer(step: Step, npu_dir: Path, options: dict[str, Any], prompt: str) -> None:
     from lfm_onnx.runtime.model import LfmModel
-    from lfm_onnx.runtime.npu.model import NpuOptions
+    from lfm_onnx.runtime.npu.run_options import NpuRunOptions
 
     if options["plan"] == "hybrid" and options["cpu_artifact"] is None:
         raise Skip("needs --cpu-artifact")
     notes: list[str] = []
-    model = LfmModel.load(npu_dir, npu=NpuOptions(**options, notice=notes.append))
+    model = LfmModel.load(npu_dir, npu=NpuRunOptions(**options, notice=notes.append))
     result = model.generate([{"role": "user", "content": prompt}], max_new_tokens=_ANSWER_TOKENS, seed=0).result
     step.summary = f"{result.text!r:.300}" + (f" ({'; '.join(notes)})" if notes else "")
     step.details = {"providers": model.session.providers, "notices": notes, **result.to_dict()}

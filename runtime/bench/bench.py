@@ -26,7 +26,7 @@ class BenchOptions:
     """``prompt_tokens`` are fed at once, then ``new_tokens`` one at a time; ``repeat`` times, after one to warm up.
 
     threads: None takes every core. native: False runs without the native library, None as the environment says.
-    npu: keywords of ``NpuOptions`` for an NPU export.
+    npu: keywords of ``NpuRunOptions`` for an NPU export.
     """
 
     prompt_tokens: int = 512

@@ -15,7 +15,7 @@ import numpy as np
 from ...hardware.memory import peak_rss_bytes
 from ..generation import PREFILL_CHUNK
 from ..model import LfmModel
-from ..npu.model import NpuOptions
+from ..npu.run_options import NpuRunOptions
 from ..worker_process import serve
 
 
@@ -41,7 +41,7 @@ class OnnxEngine:
             settings["folder"],
             variant=settings.get("variant"),
             threads=settings.get("threads"),
-            npu=None if npu is None else NpuOptions(**npu),
+            npu=None if npu is None else NpuRunOptions(**npu),
         )
 
     def restart(self, tokens: int) -> None:

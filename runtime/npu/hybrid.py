@@ -9,6 +9,7 @@ import numpy as np
 from ...artifact.npu_manifest import NpuManifest, NpuPort, State
 from ...errors import ArtifactError
 from ..session import DecoderSession
+from ..session_protocol import SequenceState, own_state
 from ..state import DecoderState, Snapshot
 from .quantization import dequantize, quantize
 from .session import NpuSession
@@ -106,8 +107,6 @@ class HybridState:
 class HybridSession:
     """Feeds several tokens to the NPU and single ones to the CPU."""
 
-    keeps_rows = False
-
     def __init__(self, npu: NpuSession, cpu: DecoderSession) -> None:
         self.npu, self.cpu = npu, cpu
 
@@ -116,10 +115,16 @@ class HybridSession:
         """Who runs prefill, then who runs decode."""
         return [*self.npu.providers, *self.cpu.providers]
 
+    def new_state(self, batch: int, capacity: int, limit: int) -> HybridState:
+        """The state of one sequence on both sides. InputError for a batch."""
+        npu = self.npu.new_state(batch, capacity, limit)
+        return HybridState(self.npu.manifest, npu, self.cpu.new_state(1, capacity, limit))
+
     def run(
-        self, state: HybridState, input_ids: np.ndarray, *, new_mask: np.ndarray | None = None, keep: int = 1
+        self, state: SequenceState, input_ids: np.ndarray, *, new_mask: np.ndarray | None = None, keep: int = 1
     ) -> np.ndarray:
         """As ``NpuSession.run``; logits float32 [1, keep, vocab]."""
+        state = own_state(state, HybridState)
         state.check(state.length + input_ids.shape[1])
         if input_ids.shape[1] > 1:
             return self.npu.run(state.to_npu(), input_ids, new_mask=new_mask, keep=keep)

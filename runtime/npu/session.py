@@ -9,6 +9,7 @@ import numpy as np
 
 from ...artifact.npu_manifest import NpuGraph, NpuManifest, NpuPart, NpuPort
 from ...errors import ArtifactError, InputError, LfmOnnxError
+from ..session_protocol import SequenceState, own_state
 from .backends import Backend
 from .graph_variants import comparison_variant
 from .provider import NpuUnavailable, one_line
@@ -20,9 +21,7 @@ Notice = Callable[[str], None]
 
 
 class NpuSession:
-    """Runs one sequence at a time through all parts. ``keeps_rows``: only the last token has logits."""
-
-    keeps_rows = False
+    """Runs one sequence at a time through all parts; the graphs give logits of the last token only."""
 
     def __init__(
         self,
@@ -51,8 +50,14 @@ class NpuSession:
         """Who runs the graphs."""
         return [self.backend.name]
 
+    def new_state(self, batch: int, capacity: int, limit: int) -> NpuState:
+        """The state of one sequence, in the shortest exported context. InputError for a batch: graphs are static."""
+        if batch != 1:
+            raise InputError(f"the NPU's graphs take one sequence at a time, found a batch of {batch}")
+        return NpuState(self.manifest, limit)
+
     def run(
-        self, state: NpuState, input_ids: np.ndarray, *, new_mask: np.ndarray | None = None, keep: int = 1
+        self, state: SequenceState, input_ids: np.ndarray, *, new_mask: np.ndarray | None = None, keep: int = 1
     ) -> np.ndarray:
         """Feed ``input_ids`` [1, n] and advance ``state``; float32 logits [1, keep, vocab] of the last ``keep`` tokens.
 
@@ -62,6 +67,7 @@ class NpuSession:
         """
         if input_ids.shape[0] != 1 or (new_mask is not None and not new_mask.all()):
             raise InputError("the NPU's graphs take one sequence without padding: expected input_ids of shape [1, n]")
+        state = own_state(state, NpuState)
         ids = np.asarray(input_ids[0], np.int64)
         singles = min(keep or len(ids), len(ids))
         state.check(state.length + len(ids))

@@ -14,7 +14,7 @@ from lfm_onnx.artifact.npu_compiled import PartRecord, Versions, require_same_ve
 from lfm_onnx.artifact.npu_manifest import NpuManifest
 from lfm_onnx.cli.main import main
 from lfm_onnx.runtime import LfmModel
-from lfm_onnx.runtime.npu.model import NpuOptions
+from lfm_onnx.runtime.npu.run_options import NpuRunOptions
 
 FOLDER = Path(__file__).parents[1] / "data" / "version_0_1_0"
 LOGITS = np.load(FOLDER / "logits.npz")
@@ -28,7 +28,7 @@ def command_output(*arguments: object) -> str:
 
 
 def load(name: str) -> LfmModel:
-    npu = NpuOptions(plan="npu", backend="cpu") if name == "npu" else None
+    npu = NpuRunOptions(plan="npu", backend="cpu") if name == "npu" else None
     return LfmModel.load(FOLDER / name, native=False, threads=1, npu=npu, verify="full")
 
 

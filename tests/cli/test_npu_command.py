@@ -15,7 +15,7 @@ from lfm_onnx.cli.main import main
 from lfm_onnx.export.npu import exporter
 from lfm_onnx.runtime import LfmModel
 from lfm_onnx.runtime.npu import provider
-from lfm_onnx.runtime.npu.model import NpuOptions
+from lfm_onnx.runtime.npu.run_options import NpuRunOptions
 from npu_models import FULL_SIZE, needs_emulator, write_hollow_checkpoint
 
 SMALL = ("--context-length", "64", "--chunk", "16", "--calibration-tokens", "32")
@@ -186,7 +186,7 @@ def test_the_sample_is_exported_and_answers_through_the_runtime(tiny_lfm: Path, 
     assert found["calibration"] == "own and shipped text"
     assert found["bytes"] == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     assert found["compile_command"] == f"lfm-onnx compile {folder} --soc sm8750"
-    model = LfmModel.load(folder, npu=NpuOptions(plan="npu", backend="cpu"), threads=1)
+    model = LfmModel.load(folder, npu=NpuRunOptions(plan="npu", backend="cpu"), threads=1)
     assert model.prefill(model.new_state(), [1, 20, 30]).shape == (1280,)
 
     assert export(tiny_lfm, folder, *SMALL).exit_code == 2  # stands there already
@@ -236,7 +236,7 @@ def test_shared_experts_are_compiled_once_and_answer_as_on_the_cpu(tiny_lfm: Pat
     manifest = json.loads(Artifact.open(folder).model_path.read_text())
     assert manifest["headroom"] == 2 and manifest["precision"]["moe_prefill"] == "gathered"
     on_cpu, on_npu = (
-        LfmModel.load(folder, npu=NpuOptions(plan="npu", strict=True, backend=backend), threads=1)
+        LfmModel.load(folder, npu=NpuRunOptions(plan="npu", strict=True, backend=backend), threads=1)
         for backend in ("cpu", "qnn")
     )
     ids = list(range(20, 44))  # a chunk and a padded one

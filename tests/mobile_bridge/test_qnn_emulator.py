@@ -18,8 +18,8 @@ from lfm_onnx.mobile_bridge.check.run import run_check
 from lfm_onnx.mobile_bridge.qnn import compile as compiling
 from lfm_onnx.mobile_bridge.qnn.compile import CompileError, CompileOptions, compile_export
 from lfm_onnx.runtime import LfmModel
-from lfm_onnx.runtime.npu.model import NpuModel, NpuOptions
 from lfm_onnx.runtime.npu.provider import NpuUnavailable, device
+from lfm_onnx.runtime.npu.run_options import NpuRunOptions
 from npu_toy_export import write_toy_export
 
 try:
@@ -42,9 +42,8 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(folder: Path, **options: Any) -> tuple[NpuModel, np.ndarray]:
-    model = LfmModel.load(folder, npu=NpuOptions(plan="npu", strict=True, **options))
-    assert isinstance(model, NpuModel)
+def run(folder: Path, **options: Any) -> tuple[LfmModel, np.ndarray]:
+    model = LfmModel.load(folder, npu=NpuRunOptions(plan="npu", strict=True, **options))
     state = model.new_state()
     rows = [model.prefill(state, IDS[:6]), *(model.decode(state, token) for token in IDS[6:])]
     return model, np.stack(rows)

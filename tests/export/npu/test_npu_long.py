@@ -17,9 +17,9 @@ from lfm_onnx.mobile_bridge.qnn.compile import CompileOptions, compile_export
 from lfm_onnx.mobile_bridge.qnn.compile_plan import plan_compile
 from lfm_onnx.quantize.quantization import calibration_sequences
 from lfm_onnx.runtime import LfmModel
-from lfm_onnx.runtime.npu.model import NpuModel
-from lfm_onnx.runtime.npu.model import NpuOptions as RunOptions
 from lfm_onnx.runtime.npu.parity import NpuParityOptions, compare_npu
+from lfm_onnx.runtime.npu.run_options import NpuRunOptions
+from lfm_onnx.runtime.npu.session import NpuSession
 from lfm_onnx.runtime.parity.compare import ParityOptions
 from npu_models import REAL_WIDTH, conversations, needs_emulator, write_random_checkpoint
 
@@ -78,10 +78,11 @@ def test_the_sample_solves_its_tasks_on_the_emulator(sample: Path, tiny_lfm: Pat
 
 
 def test_prompts_around_the_chunks_edges_give_the_logits_of_the_whole_text(sample: Path, tiny_lfm: Path) -> None:
-    model = LfmModel.load(sample, npu=RunOptions(plan="npu", strict=True))
-    assert isinstance(model, NpuModel)
+    model = LfmModel.load(sample, npu=NpuRunOptions(plan="npu", strict=True))
+    session = model.session
+    assert isinstance(session, NpuSession)
     ids = np.concatenate(conversations(tiny_lfm, every=9))[:300]
-    whole, _ = model.session.compare_prefill(model.new_state(), ids)
+    whole, _ = session.compare_prefill(session.new_state(1, 1, model.context_length), ids)
     lengths = (1, 2, 3, 5, 64, 127, 128, 129, 130, 255, 256, 257, 300)
     rows = np.stack([model.prefill(model.new_state(), ids[:length].tolist()) for length in lengths])
     expected = whole[np.array(lengths) - 1]

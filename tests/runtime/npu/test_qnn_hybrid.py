@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from exported_model import export_quietly
 from lfm_onnx.checkpoint.checkpoint import Checkpoint
-from lfm_onnx.errors import ArtifactError
+from lfm_onnx.errors import ArtifactError, InputError
 from lfm_onnx.export import OpsProfile
 from lfm_onnx.runtime import LfmModel
-from lfm_onnx.runtime.npu.model import NpuModel, NpuOptions
+from lfm_onnx.runtime.npu.hybrid import HybridSession
+from lfm_onnx.runtime.npu.run_options import NpuRunOptions
 
 export_npu = pytest.importorskip("lfm_onnx.export.npu", reason="the NPU export is not in this build")
 
@@ -36,13 +37,13 @@ def cpu(request: pytest.FixtureRequest, tiny_lfm: Path, tmp_path_factory: pytest
 
 
 @pytest.fixture(scope="module")
-def models(float_npu: Path, cpu: Path) -> tuple[NpuModel, LfmModel]:
-    hybrid = LfmModel.load(float_npu, npu=NpuOptions(plan="hybrid", backend="cpu", cpu_artifact=cpu))
-    assert isinstance(hybrid, NpuModel) and hybrid.plan == "hybrid"
+def models(float_npu: Path, cpu: Path) -> tuple[LfmModel, LfmModel]:
+    hybrid = LfmModel.load(float_npu, npu=NpuRunOptions(plan="hybrid", backend="cpu", cpu_artifact=cpu))
+    assert isinstance(hybrid.session, HybridSession)
     return hybrid, LfmModel.load(cpu, native=False)
 
 
-def test_the_state_goes_to_the_cpu_and_back_as_often_as_needed(models: tuple[NpuModel, LfmModel]) -> None:
+def test_the_state_goes_to_the_cpu_and_back_as_often_as_needed(models: tuple[LfmModel, LfmModel]) -> None:
     states = [model.new_state() for model in models]
     at = 0
     for size in (20, 1, 1, 1, 40, 1, 2, 1, 1, 5):
@@ -53,7 +54,7 @@ def test_the_state_goes_to_the_cpu_and_back_as_often_as_needed(models: tuple[Npu
     assert states[0].length == states[1].length == at
 
 
-def test_generation_goes_back_to_a_snapshot(models: tuple[NpuModel, LfmModel]) -> None:
+def test_generation_goes_back_to_a_snapshot(models: tuple[LfmModel, LfmModel]) -> None:
     results = []
     for model in models:
         context = model.new_context()
@@ -62,9 +63,15 @@ def test_generation_goes_back_to_a_snapshot(models: tuple[NpuModel, LfmModel]) -
     assert results[:3] == results[3:]
 
 
+def test_a_state_of_the_other_session_is_refused(models: tuple[LfmModel, LfmModel]) -> None:
+    for model, other in (models, models[::-1]):
+        with pytest.raises(InputError, match="the state is another model's"):
+            model.forward([1], state=other.new_state())
+
+
 def test_a_cpu_model_of_another_checkpoint_is_refused(
     float_npu: Path, tmp_path: Path, variant_checkpoint: Callable[..., Path]
 ) -> None:
     export_quietly(variant_checkpoint("moe"), tmp_path / "other")
     with pytest.raises(ArtifactError, match="was exported from another checkpoint"):
-        LfmModel.load(float_npu, npu=NpuOptions(plan="hybrid", backend="cpu", cpu_artifact=tmp_path / "other"))
+        LfmModel.load(float_npu, npu=NpuRunOptions(plan="hybrid", backend="cpu", cpu_artifact=tmp_path / "other"))

@@ -11,11 +11,11 @@ from lfm_onnx.artifact.artifact import Artifact
 from lfm_onnx.artifact.npu_manifest import NpuManifest
 from lfm_onnx.errors import ArtifactError, InputError
 from lfm_onnx.runtime import LfmModel
-from lfm_onnx.runtime.npu import model as npu_model
+from lfm_onnx.runtime.npu import open as npu_open
 from lfm_onnx.runtime.npu.backends import CpuBackend
-from lfm_onnx.runtime.npu.model import NpuModel, NpuOptions
 from lfm_onnx.runtime.npu.provider import NpuUnavailable
 from lfm_onnx.runtime.npu.quantization import dequantize, quantize
+from lfm_onnx.runtime.npu.run_options import NpuRunOptions
 from lfm_onnx.runtime.npu.session import NpuSession
 from lfm_onnx.runtime.npu.state import NpuState
 from npu_toy_export import CHUNK, CONTEXTS, ToyModel, write_toy_export
@@ -32,10 +32,15 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ToyModel]:
 
 
 @pytest.fixture(scope="module")
-def model(toy: tuple[Path, ToyModel]) -> NpuModel:
-    loaded = LfmModel.load(toy[0], target="qnn", npu=NpuOptions(plan="npu", backend="cpu"), threads=1)
-    assert isinstance(loaded, NpuModel)
-    return loaded
+def model(toy: tuple[Path, ToyModel]) -> LfmModel:
+    return LfmModel.load(toy[0], target="qnn", npu=NpuRunOptions(plan="npu", backend="cpu"), threads=1)
+
+
+def all_rows(model: LfmModel, ids: list[int]) -> np.ndarray:
+    """Logits [n, vocab] of ``ids`` by prefill."""
+    assert isinstance(model.session, NpuSession)
+    state = model.session.new_state(1, 1, model.context_length)
+    return model.session.compare_prefill(state, np.array(ids))[0]
 
 
 def relative(found: np.ndarray, expected: np.ndarray) -> float:
@@ -44,22 +49,22 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
 
 @pytest.mark.parametrize("length", range(1, CONTEXTS[-1] + 1))
 def test_a_prompt_of_any_length_gives_the_logits_of_its_last_token(
-    model: NpuModel, toy: tuple[Path, ToyModel], length: int
+    model: LfmModel, toy: tuple[Path, ToyModel], length: int
 ) -> None:
     logits = model.prefill(model.new_state(), IDS[:length])
     assert relative(logits, toy[1].logits(IDS[:length])[-1]) < TOLERANCE
 
 
-def test_tokens_fed_one_by_one_give_what_prefill_gives(model: NpuModel, toy: tuple[Path, ToyModel]) -> None:
+def test_tokens_fed_one_by_one_give_what_prefill_gives(model: LfmModel, toy: tuple[Path, ToyModel]) -> None:
     state = model.new_state()
     rows = np.stack([model.decode(state, token) for token in IDS])
     assert relative(rows, toy[1].logits(IDS)) < TOLERANCE
-    whole, _ = model.session.compare_prefill(model.new_state(), np.array(IDS))
+    whole = all_rows(model, IDS)
     np.testing.assert_allclose(rows, whole, atol=1e-3)
 
 
-def test_chunks_on_top_of_a_filled_cache_continue_it(model: NpuModel) -> None:
-    whole, _ = model.session.compare_prefill(model.new_state(), np.array(IDS))
+def test_chunks_on_top_of_a_filled_cache_continue_it(model: LfmModel) -> None:
+    whole = all_rows(model, IDS)
     state = model.new_state()
     at = 0
     for size in (3, 1, 6, 2, 5):  # padded chunks, single tokens, more than a chunk
@@ -68,7 +73,7 @@ def test_chunks_on_top_of_a_filled_cache_continue_it(model: NpuModel) -> None:
         np.testing.assert_allclose(logits, whole[at - 1], atol=1e-3)
 
 
-def test_the_shortest_context_that_holds_the_tokens_is_used(model: NpuModel) -> None:
+def test_the_shortest_context_that_holds_the_tokens_is_used(model: LfmModel) -> None:
     state = model.new_state()
     model.prefill(state, IDS[: CONTEXTS[0]])
     assert state.capacity == CONTEXTS[0]
@@ -76,7 +81,7 @@ def test_the_shortest_context_that_holds_the_tokens_is_used(model: NpuModel) -> 
     assert state.capacity == CONTEXTS[1]
 
 
-def test_a_full_context_is_refused_and_the_state_stays_usable(model: NpuModel) -> None:
+def test_a_full_context_is_refused_and_the_state_stays_usable(model: LfmModel) -> None:
     state = model.new_state()
     model.prefill(state, IDS[:23])
     with pytest.raises(InputError, match="25 tokens do not fit into the context of 24"):
@@ -85,21 +90,21 @@ def test_a_full_context_is_refused_and_the_state_stays_usable(model: NpuModel) -
     model.decode(state, IDS[23])
 
 
-def test_several_rows_of_logits_on_request(model: NpuModel) -> None:
-    whole, _ = model.session.compare_prefill(model.new_state(), np.array(IDS[:9]))
+def test_several_rows_of_logits_on_request(model: LfmModel) -> None:
+    whole = all_rows(model, IDS[:9])
     logits, state = model.forward(IDS[:9], num_logits_to_keep=4)
     assert logits.shape == (1, 4, 16) and state.length == 9
     np.testing.assert_allclose(logits[0], whole[-4:], atol=1e-3)
 
 
-def test_a_batch_or_padding_is_refused(model: NpuModel) -> None:
+def test_a_batch_or_padding_is_refused(model: LfmModel) -> None:
     with pytest.raises(InputError, match="one sequence"):
         model.forward([[1, 2], [3, 4]])
     with pytest.raises(InputError, match="without padding"):
         model.forward([[1, 2]], attention_mask=np.array([[0, 1]]))
 
 
-def test_a_rewound_state_goes_on_as_from_there(model: NpuModel) -> None:
+def test_a_rewound_state_goes_on_as_from_there(model: LfmModel) -> None:
     state = model.new_state()
     model.prefill(state, IDS[:6])
     point = state.snapshot()
@@ -111,7 +116,7 @@ def test_a_rewound_state_goes_on_as_from_there(model: NpuModel) -> None:
     np.testing.assert_array_equal(model.prefill(state, IDS[:10]), expected)
 
 
-def test_a_conversation_feeds_only_what_is_new(model: NpuModel) -> None:
+def test_a_conversation_feeds_only_what_is_new(model: LfmModel) -> None:
     context = model.new_context()
     first = model.generate(IDS[:5], context=context, max_new_tokens=4, do_sample=False, stop_at_end_token=False).result
     follow = [*IDS[:5], *first.token_ids, 7, 3]
@@ -175,26 +180,26 @@ def _no_npu() -> None:
 
 
 def test_a_missing_npu_is_told_and_the_cpu_answers(toy: tuple[Path, ToyModel], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(npu_model, "device", _no_npu)
+    monkeypatch.setattr(npu_open, "device", _no_npu)
     told: list[str] = []
-    loaded = LfmModel.load(toy[0], npu=NpuOptions(plan="npu", notice=told.append))
+    loaded = LfmModel.load(toy[0], npu=NpuRunOptions(plan="npu", notice=told.append))
     assert told == ["onnxruntime-qnn is not installed; the CPU runs the model"]
     assert relative(loaded.prefill(loaded.new_state(), IDS[:7]), toy[1].logits(IDS[:7])[-1]) < TOLERANCE
     with pytest.raises(NpuUnavailable):
-        LfmModel.load(toy[0], npu=NpuOptions(plan="npu", strict=True))
+        LfmModel.load(toy[0], npu=NpuRunOptions(plan="npu", strict=True))
 
 
 def test_a_folder_with_an_npu_export_alone_needs_no_target(toy: tuple[Path, ToyModel]) -> None:
-    assert isinstance(LfmModel.load(toy[0], npu=NpuOptions(backend="cpu")), NpuModel)
+    assert isinstance(LfmModel.load(toy[0], npu=NpuRunOptions(backend="cpu")).session, NpuSession)
 
 
 def test_wrong_options_are_refused(toy: tuple[Path, ToyModel]) -> None:
     with pytest.raises(InputError, match="unknown plan 'fast'"):
-        LfmModel.load(toy[0], npu=NpuOptions(plan="fast"))
+        LfmModel.load(toy[0], npu=NpuRunOptions(plan="fast"))
     with pytest.raises(InputError, match="hybrid plan decodes with a model exported for the CPU"):
-        LfmModel.load(toy[0], npu=NpuOptions(plan="hybrid", backend="cpu"))
+        LfmModel.load(toy[0], npu=NpuRunOptions(plan="hybrid", backend="cpu"))
     with pytest.raises(InputError, match="expected 1 to 24"):
-        LfmModel.load(toy[0], npu=NpuOptions(backend="cpu"), context_length=25)
+        LfmModel.load(toy[0], npu=NpuRunOptions(backend="cpu"), context_length=25)
 
 
 @pytest.mark.parametrize(
