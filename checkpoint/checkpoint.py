@@ -131,6 +131,12 @@ class Checkpoint:
         offset = entry.offset + start * _FLOAT_DTYPES[entry.dtype].itemsize
         return read_float32(location.file.path, entry.dtype, offset, shape)
 
+    def gather(self, name: str, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Rows ``indices`` of a table as a new float32 array, without converting the others or keeping them mapped."""
+        rows: npt.NDArray[np.float32] = self.raw(name)[indices].astype(np.float32)
+        self.release(name)
+        return rows
+
     def fingerprint(self) -> str:
         """Identity of the files without reading the weights: sha256 over config, file sizes, times and headers."""
         digest = hashlib.sha256()

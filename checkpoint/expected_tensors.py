@@ -6,11 +6,19 @@ from collections.abc import Iterator
 
 from .config import LfmConfig
 
+EMBEDDING = "model.embed_tokens.weight"
+LM_HEAD = "lm_head.weight"
+
+
+def head_tensor(config: LfmConfig) -> str:
+    """The matrix [V, H] that gives the logits: the embedding table where it is tied."""
+    return EMBEDDING if config.tie_word_embeddings else LM_HEAD
+
 
 def expected_tensors(config: LfmConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Canonical name and shape of every tensor of the model, in the model's order."""
     hidden = config.hidden_size
-    yield "model.embed_tokens.weight", (config.vocab_size, hidden)
+    yield EMBEDDING, (config.vocab_size, hidden)
     for i, kind in enumerate(config.layer_types):
         layer = f"model.layers.{i}."
         yield layer + "operator_norm.weight", (hidden,)
@@ -36,7 +44,7 @@ def expected_tensors(config: LfmConfig) -> Iterator[tuple[str, tuple[int, ...]]]
             yield from _swiglu_tensors(f"{feed_forward}experts.{e}.", config.moe_intermediate_size, hidden)
     yield "model.embedding_norm.weight", (hidden,)
     if not config.tie_word_embeddings:
-        yield "lm_head.weight", (config.vocab_size, hidden)
+        yield LM_HEAD, (config.vocab_size, hidden)
 
 
 def _conv_tensors(config: LfmConfig, conv: str) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -11,15 +11,16 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from ..artifact.formats import Float32
+from ..checkpoint.expected_tensors import head_tensor
 from ..errors import InputError
 from ..hardware.cores import thread_count
-from ..reference.blocks import attention, rms_norm, rotary_angles, short_conv, sparse_moe, swiglu
+from ..reference.layers import Streams, embed, feed_forward, final_norm, operator
 from ..reference.weights import ConvertedWeights, Weights
 from .blas_threads import single_threaded_blas
 from .watched_weights import RecordedInputs, WatchedWeights
@@ -116,7 +117,7 @@ class LayerInputs:
 
     def _uncertainty(self, x: Float32) -> Float32:
         """1 - sum_v p_v^2 of each token, [T], the vocabulary read a few rows at a time."""
-        head = "model.embed_tokens.weight" if self._config.tie_word_embeddings else "lm_head.weight"
+        head = head_tensor(self._config)
         count = self._config.vocab_size
 
         def sums(first: int) -> Float32:
@@ -178,8 +179,8 @@ class LayerInputs:
     # --- the forward pass ---------------------------------------------------------------------------------------------
 
     def _restart(self) -> None:
-        weights = Weights(self._checkpoint, ConvertedWeights(budget=0))
-        self._stream = weights.gather("model.embed_tokens.weight", np.concatenate(self._ids))
+        self._weights = Weights(self._checkpoint, ConvertedWeights(budget=0))
+        self._streams: Streams = embed(self._weights, self._ids)
         self._next = 0
         with self._lock:
             self._kept: dict[int, RecordedInputs] = {}
@@ -227,39 +228,17 @@ class LayerInputs:
         with self._stepping:
             if self._head is None:
                 self._reach(self._config.num_hidden_layers - 1)
-                norm = self._checkpoint.float32("model.embedding_norm.weight")
-                self._head = rms_norm(self._stream, norm, self._config.norm_eps)
+                self._head = final_norm(self._config, self._weights, self._streams)
             return self._head
 
     def _step(self, pool: ThreadPoolExecutor) -> None:
-        """Take the residual stream through the next layer."""
+        """Take the residual streams through the next layer."""
         config, index = self._config, self._next
         layer = RecordedInputs()
         weights = WatchedWeights(self._checkpoint, layer, pool, f"model.layers.{index}.")
-        x = rms_norm(self._stream, weights.array("operator_norm.weight"), config.norm_eps)
-        stream = self._stream + np.concatenate([self._operator(index, part, weights) for part in self._split(x)])
-        x = rms_norm(stream, weights.array("ffn_norm.weight"), config.norm_eps)
-        feed_forward: Any = weights.scope("feed_forward.")
-        if config.is_moe_layer(index):
-            layer.record(_ROUTED, x)
-            self._stream = stream + sparse_moe(x, feed_forward, config)
-        else:
-            self._stream = stream + swiglu(x, feed_forward)
+        self._streams = feed_forward(config, weights, index, operator(config, weights, index, self._streams))
         self._next += 1
         with self._lock:
             self._kept[index] = layer
             while len(self._kept) > _KEPT_LAYERS and sum(kept.nbytes for kept in self._kept.values()) > _KEPT_BYTES:
                 del self._kept[min(self._kept)]
-
-    def _split(self, x: Float32) -> list[Float32]:
-        return np.split(x, np.cumsum([len(ids) for ids in self._ids])[:-1])
-
-    def _operator(self, index: int, x: Float32, weights: WatchedWeights) -> Float32:
-        config = self._config
-        scoped: Any
-        if config.layer_types[index] == "conv":
-            scoped = weights.scope("conv.")
-            return short_conv(x, scoped, config, None)[0]
-        cos, sin = rotary_angles(0, len(x), config.head_dim, config.rope_theta)
-        scoped = weights.scope("self_attn.")
-        return attention(x, scoped, config, cos, sin, None)[0]

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from ..reference.model import Reference, ReferenceState
+from ..reference.layers import SequenceState
+from ..reference.model import Reference
 from .blas_threads import single_threaded_blas
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def own_text(checkpoint: Checkpoint, tokens: int, seed: int = 0) -> list[npt.NDA
 
 def _sequence(reference: Reference, first: int, length: int, random: np.random.Generator) -> npt.NDArray[np.int64]:
     ids = [first]
-    state: ReferenceState | None = None
+    state: SequenceState | None = None
     while len(ids) < length:
         logits, state = reference.forward(ids[-1:], state, logits="last")
         likelihood = np.exp(logits[-1].astype(np.float64) - logits[-1].max())

@@ -26,9 +26,10 @@ import numpy.typing as npt
 from ..artifact.formats import BlockFormat
 from ..errors import InputError
 from ..hardware.cores import thread_count
+from ..reference.layers import Streams, embed, feed_forward, operator
 from ..reference.weights import ConvertedWeights, Weights
 from .blas_threads import single_threaded_blas
-from .divergence import Streams, divergence, embed, feed_forward, logits, operator
+from .divergence import divergence, logits
 from .quantization import Quantization
 from .quantized_weights import QuantizedWeights
 from .tensor_groups import TensorGroup, tensor_groups

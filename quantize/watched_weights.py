@@ -1,4 +1,4 @@
-"""A layer's weights for the reference's blocks that record what they are multiplied by, and multiply in parallel."""
+"""A layer's weights for the reference's walk that record what they are multiplied by, and multiply in parallel."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import numpy as np
 from ..artifact.formats import Float32
 
 if TYPE_CHECKING:
-    from ..checkpoint.checkpoint import Checkpoint
+    from ..reference.weights import WeightReader
 
 _ROWS = 512
 """Rows of a weight matrix read, converted and multiplied at a time by one thread."""
 
-_UNWATCHED = re.compile(r"norm|bias|conv\.conv\.|feed_forward\.gate\.")
+_UNWATCHED = re.compile(r"norm|bias|conv\.conv\.")
 
 
 @dataclass
@@ -36,25 +36,26 @@ class RecordedInputs:
 
 
 class WatchedWeights:
-    """A layer's weights for the reference's blocks: matrices are read when multiplied and record what they multiply."""
+    """Weights for the walk through a layer: matrices are read when multiplied and record what they multiply.
+
+    layer: where that is recorded, under names without ``root``, the prefix of the layer's tensors.
+    """
 
     def __init__(
-        self, checkpoint: Checkpoint, layer: RecordedInputs, pool: ThreadPoolExecutor, root: str, path: str = ""
+        self, reader: WeightReader, layer: RecordedInputs, pool: ThreadPoolExecutor, root: str, prefix: str = ""
     ) -> None:
-        self._checkpoint, self._layer, self._pool = checkpoint, layer, pool
-        self._root, self._path = root, path
+        self._reader, self._layer, self._pool = reader, layer, pool
+        self._root, self._prefix = root, prefix
 
     def scope(self, prefix: str) -> WatchedWeights:
-        return WatchedWeights(self._checkpoint, self._layer, self._pool, self._root, self._path + prefix)
-
-    def array(self, name: str) -> Float32:
-        return self._checkpoint.float32(self._root + self._path + name)
+        return WatchedWeights(self._reader, self._layer, self._pool, self._root, self._prefix + prefix)
 
     def __call__(self, name: str) -> Any:
-        path = self._path + name
+        full = self._prefix + name
+        path = full.removeprefix(self._root)
         if _UNWATCHED.search(path):
-            return self.array(name)
-        return _WatchedMatrix(self._checkpoint, self._root + path, path, self._layer, self._pool)
+            return self._reader.float32(full)
+        return _WatchedMatrix(self._reader, full, path, self._layer, self._pool)
 
 
 class _WatchedMatrix:
@@ -63,9 +64,9 @@ class _WatchedMatrix:
     __array_ufunc__ = None  # numpy then leaves x @ self to __rmatmul__
 
     def __init__(
-        self, checkpoint: Checkpoint, name: str, path: str, layer: RecordedInputs, pool: ThreadPoolExecutor
+        self, reader: WeightReader, name: str, path: str, layer: RecordedInputs, pool: ThreadPoolExecutor
     ) -> None:
-        self._checkpoint, self._name, self._path = checkpoint, name, path
+        self._reader, self._name, self._path = reader, name, path
         self._layer, self._pool = layer, pool
 
     @property
@@ -75,12 +76,12 @@ class _WatchedMatrix:
     def __rmatmul__(self, x: Float32) -> Float32:
         if not self._path.endswith((".w3.weight", "k_proj.weight", "v_proj.weight")):
             self._layer.record(self._path, x)
-        count = self._checkpoint.shape(self._name)[0]
+        count = self._reader.shape(self._name)[0]
         y = np.empty((len(x), count), np.float32)
 
         def multiply(first: int) -> None:
             rows = slice(first, min(first + _ROWS, count))
-            y[:, rows] = x @ self._checkpoint.float32(self._name, rows).T
+            y[:, rows] = x @ self._reader.float32(self._name, rows).T
 
         list(self._pool.map(multiply, range(0, count, _ROWS)))
         return y

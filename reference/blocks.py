@@ -6,6 +6,8 @@ that yields float32 weights by name. Weights are stored ``[out, in]``, so that a
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -169,11 +171,26 @@ def route(x: Array, weights: LayerWeights, config: LfmConfig) -> tuple[npt.NDArr
     return chosen, w * np.float32(config.routed_scaling_factor)
 
 
+@dataclass(frozen=True)
+class ExpertShare:
+    """The tokens ``[t]`` that go to one expert, and the router's weights for it ``[t, 1]``."""
+
+    expert: int
+    tokens: npt.NDArray[np.int64]
+    weights: Array
+
+
+def expert_shares(chosen: npt.NDArray[np.int64], weights: Array, experts: Iterable[int]) -> Iterator[ExpertShare]:
+    """Of each of ``experts``, from what ``route`` gives: chosen ``[T, k]``, weights ``[T, k]``."""
+    for expert in experts:
+        tokens, rank = np.nonzero(chosen == expert)
+        yield ExpertShare(expert, tokens, weights[tokens, rank, None])
+
+
 def sparse_moe(x: Array, weights: LayerWeights, config: LfmConfig) -> Array:
     """Mixture of experts: ``y = sum over chosen e of w_e swiglu_e(x)``; only chosen experts' weights are read."""
     chosen, w = route(x, weights, config)
     y = np.zeros_like(x)
-    for expert in np.unique(chosen):
-        tokens, rank = np.nonzero(chosen == expert)
-        y[tokens] += w[tokens, rank, None] * swiglu(x[tokens], weights.scope(f"experts.{expert}."))
+    for share in expert_shares(chosen, w, np.unique(chosen).tolist()):
+        y[share.tokens] += share.weights * swiglu(x[share.tokens], weights.scope(f"experts.{share.expert}."))
     return y

@@ -3,65 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
-from .blocks import (
-    KeyValue,
-    attention,
-    rms_norm,
-    rotary_angles,
-    short_conv,
-    sparse_moe,
-    swiglu,
-)
-from .weights import CACHE_BYTES, ConvertedWeights, Weights
-
-if TYPE_CHECKING:
-    from ..checkpoint.checkpoint import Checkpoint
+from .layers import SequenceState, Step, embed, final_norm, head_logits, walk
+from .weights import CACHE_BYTES, ConvertedWeights, WeightReader, Weights
 
 Array = npt.NDArray[np.float32]
 TokenIds = npt.NDArray[np.int64] | Sequence[int]
 State = TypeVar("State")
 
 
-@dataclass(frozen=True)
-class ReferenceState:
-    """What a sequence leaves behind after ``length`` tokens; never altered, so that it can be continued twice.
-
-    conv: layer -> last conv_L_cache - 1 columns of B * x, ``[L-1, H]``.
-    key_value: layer -> rotated keys and values, ``[length, kv_heads, head_dim]`` each.
-    """
-
-    length: int = 0
-    conv: dict[int, Array] = field(default_factory=dict)
-    key_value: dict[int, KeyValue] = field(default_factory=dict)
-
-
 class Reference:
     """The model of a checkpoint in float32 on one sequence at a time.
 
-    Weights are read from the mapped files and converted one matrix (of one expert) at a time; at most ``cache_bytes``
-    of converted weights stay for the next call, which keeps token-by-token decoding of small models quick.
+    Weights are read from the files and converted one matrix (of one expert) at a time; at most ``cache_bytes`` of
+    converted weights stay for the next call, which keeps token-by-token decoding of small models quick.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, cache_bytes: int = CACHE_BYTES) -> None:
-        self.config = checkpoint.config
-        self.weights = Weights(checkpoint, ConvertedWeights(budget=cache_bytes))
-        self._head = "model.embed_tokens.weight" if self.config.tie_word_embeddings else "lm_head.weight"
+    def __init__(self, reader: WeightReader, *, cache_bytes: int = CACHE_BYTES) -> None:
+        """reader: a Checkpoint, or whatever else reads its tensors."""
+        self.config = reader.config
+        self.weights = Weights(reader, ConvertedWeights(budget=cache_bytes))
 
     def forward(
         self,
         input_ids: TokenIds,
-        state: ReferenceState | None = None,
+        state: SequenceState | None = None,
         *,
         hidden: list[Array] | None = None,
         logits: Literal["all", "last"] = "all",
-    ) -> tuple[Array, ReferenceState]:
+    ) -> tuple[Array, SequenceState]:
         """Logits of the tokens ``input_ids [T]`` that follow what ``state`` has seen, and the state after them.
 
         ``x = embed(ids)``; for each layer ``x += operator(norm(x)); x += feed_forward(norm(x))``;
@@ -71,43 +46,21 @@ class Reference:
         """
         config, weights = self.config, self.weights
         ids = token_ids(input_ids, config.vocab_size)
-        before = state or ReferenceState()
-        after = ReferenceState(before.length + len(ids))
-        cos, sin = rotary_angles(before.length, len(ids), config.head_dim, config.rope_theta)
-
-        x = weights.gather("model.embed_tokens.weight", ids)
-        seen = [x]
-        for i, kind in enumerate(config.layer_types):
-            layer = weights.scope(f"model.layers.{i}.")
-            y = rms_norm(x, layer("operator_norm.weight"), config.norm_eps)
-            if kind == "conv":
-                y, after.conv[i] = short_conv(y, layer.scope("conv."), config, before.conv.get(i))
-            else:
-                past = before.key_value.get(i)
-                y, after.key_value[i] = attention(y, layer.scope("self_attn."), config, cos, sin, past)
-            x = x + y
-            y = rms_norm(x, layer("ffn_norm.weight"), config.norm_eps)
-            feed_forward = layer.scope("feed_forward.")
-            x = x + (sparse_moe(y, feed_forward, config) if config.is_moe_layer(i) else swiglu(y, feed_forward))
-            if hidden is not None:
-                seen.append(x)
-
-        x = rms_norm(x, weights("model.embedding_norm.weight"), config.norm_eps)
-        if hidden is not None:
-            hidden.extend([*seen, x])
-        return self._logits(x if logits == "all" else x[-1:]), after
+        step = Step.of(len(ids), state)
+        entered = embed(weights, [ids])
+        if hidden is None:
+            x = final_norm(config, weights, walk(config, weights, entered, [step]))
+        else:
+            hidden.extend(entered)
+            x = final_norm(config, weights, walk(config, weights, entered, [step], hidden.extend))
+            hidden.append(x)
+        return head_logits(config, weights, x if logits == "all" else x[-1:]), step.after
 
     def greedy(self, input_ids: TokenIds, max_new_tokens: int, eos_token_ids: Collection[int]) -> list[int]:
         """The most likely continuation token by token; ends after max_new_tokens or with an end token."""
         return greedy_tokens(
             lambda ids, state: self.forward(ids, state, logits="last"), input_ids, max_new_tokens, eos_token_ids
         )
-
-    def _logits(self, x: Array) -> Array:
-        logits = np.empty((x.shape[0], self.config.vocab_size), np.float32)
-        for rows, matrix in self.weights.row_chunks(self._head):
-            logits[:, rows] = x @ matrix.T
-        return logits
 
 
 def greedy_tokens(

@@ -4,19 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from ..checkpoint.checkpoint import Checkpoint
+    from ..checkpoint.config import LfmConfig
 
 Array = npt.NDArray[np.float32]
 
 CACHE_BYTES = 512 << 20
 # Rows of the LM head are converted in pieces of at most this many bytes of float32.
 CHUNK_BYTES = 32 << 20
+
+
+class WeightReader(Protocol):
+    """What reads a checkpoint's tensors by canonical name, such as ``checkpoint.checkpoint.Checkpoint``.
+
+    ``config`` describes the tensors that there are. CheckpointError where one cannot be read.
+    """
+
+    @property
+    def config(self) -> LfmConfig: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def float32(self, name: str, rows: slice | None = None) -> Array:
+        """The tensor, or ``rows`` of its first axis (step 1), as a new array; no other memory is kept."""
+        ...
+
+    def gather(self, name: str, indices: npt.NDArray[np.int64]) -> Array:
+        """Rows ``indices`` of a table as a new array."""
+        ...
 
 
 @dataclass
@@ -41,7 +61,7 @@ class ConvertedWeights:
 class Weights:
     """Weights of a checkpoint by name under ``prefix``, as float32."""
 
-    checkpoint: Checkpoint
+    reader: WeightReader
     converted: ConvertedWeights = field(default_factory=ConvertedWeights)
     prefix: str = ""
 
@@ -55,13 +75,11 @@ class Weights:
 
     def gather(self, name: str, indices: npt.NDArray[np.int64]) -> Array:
         """Rows ``indices`` of a table, ``[len(indices), …]``, without converting or loading the others."""
-        rows = self.checkpoint.raw(self.prefix + name)[indices].astype(np.float32)
-        self.checkpoint.release(self.prefix + name)
-        return rows
+        return self.reader.gather(self.prefix + name, indices)
 
     def row_chunks(self, name: str) -> Iterator[tuple[slice, Array]]:
         """All rows of a matrix in order, in pieces of at most CHUNK_BYTES of float32 each."""
-        rows, columns = self.checkpoint.shape(self.prefix + name)
+        rows, columns = self.reader.shape(self.prefix + name)
         step = max(1, CHUNK_BYTES // (4 * columns))
         for first in range(0, rows, step):
             last = min(first + step, rows)
@@ -70,6 +88,6 @@ class Weights:
     def _read(self, name: str, first: int, last: int | None) -> Array:
         array = self.converted.arrays.get((name, first))
         if array is None:
-            array = self.checkpoint.float32(name, slice(first, last))
+            array = self.reader.float32(name, slice(first, last))
             self.converted.keep((name, first), array)
         return array

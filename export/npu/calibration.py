@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...checkpoint.checkpoint import Checkpoint
+from ...checkpoint.expected_tensors import EMBEDDING
 from ...errors import InputError
 from ...hardware.cores import thread_count
 from ...quantize.blas_threads import single_threaded_blas
@@ -156,17 +157,16 @@ def _through(part: FloatPart, stream: Array, options: CalibrationOptions) -> dic
 
 
 def _embed(checkpoint: Checkpoint, ids: npt.NDArray[np.int64]) -> Array:
-    name = "model.embed_tokens.weight"
     if ids.min() < 0 or ids.max() >= checkpoint.config.vocab_size:
         raise InputError(
             f"calibration tokens must be 0 to {checkpoint.config.vocab_size - 1}; use the model's tokenizer"
         )
-    return checkpoint.raw(name)[ids].astype(np.float32)
+    return checkpoint.gather(EMBEDDING, ids)
 
 
 def _table_range(checkpoint: Checkpoint) -> Range:
     """Smallest and largest number in the embedding table, read in pieces."""
-    name, rows = "model.embed_tokens.weight", checkpoint.config.vocab_size
+    name, rows = EMBEDDING, checkpoint.config.vocab_size
     step = max(1, (4 << 20) // checkpoint.config.hidden_size)
     low = high = 0.0
     for first in range(0, rows, step):

@@ -6,7 +6,7 @@ them for every token. Ranges get the names that ``moe.py`` gives the same values
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...checkpoint.config import LfmConfig
+from ...reference.blocks import ExpertShare, expert_shares
 from .float_runner import Ranges
 from .float_weights import PACKED_STEPS, column_extremes
 from .ordered_work import in_order
@@ -54,7 +55,7 @@ def observe_experts(
     turns = [f"expert{expert}." for expert in range(config.num_experts)] if in_turn else []
     total = np.zeros_like(routed.x)
     seen = Ranges()
-    shares = _shares(routed, config.num_experts)
+    shares = expert_shares(routed.chosen, routed.weights, range(config.num_experts))
     compute = partial(_expert, weights, config, routed.x, forms)
     for share, (y, found) in in_order(pool, compute, shares):
         total[share.tokens] += y
@@ -71,23 +72,8 @@ def observe_experts(
     return total
 
 
-@dataclass(frozen=True)
-class _Share:
-    """The tokens that go to one expert, and the router's weights for it [t, 1]."""
-
-    expert: int
-    tokens: npt.NDArray[np.int64]
-    weights: Array
-
-
-def _shares(routed: Routed, experts: int) -> Iterator[_Share]:
-    for expert in range(experts):
-        tokens, place = np.nonzero(routed.chosen == expert)
-        yield _Share(expert, tokens, routed.weights[tokens, place][:, None])
-
-
 def _expert(
-    weights: WeightSources, config: LfmConfig, x: Array, forms: set[MoeForm], share: _Share
+    weights: WeightSources, config: LfmConfig, x: Array, forms: set[MoeForm], share: ExpertShare
 ) -> tuple[Array, dict[str, tuple[float, float]]]:
     """The expert's weighted results, and the ranges by name."""
     ranges = Ranges()

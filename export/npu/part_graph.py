@@ -7,6 +7,7 @@ from enum import Enum
 
 from ...checkpoint.checkpoint import Checkpoint
 from ...checkpoint.config import LfmConfig
+from ...checkpoint.expected_tensors import head_tensor
 from .blocks import HIDDEN, CallInputs, attention, dense_feed_forward, norm, short_conv
 from .moe import every_expert, gathered_experts, wide_experts
 from .static_graph import StaticGraph, Value, WeightKind
@@ -72,8 +73,7 @@ def declare_part(
     if last_token is not None:
         x = graph.gather("last_hidden", x, last_token, 1)
     x = norm(graph, "embedding_norm", x, WeightSources(checkpoint, "model."), config.norm_eps)
-    head = "model.embed_tokens" if config.tie_word_embeddings else "lm_head"
-    rows = WeightSources(checkpoint).matrix(f"{head}.weight")
+    rows = WeightSources(checkpoint).matrix(head_tensor(config))
     weight = graph.weight("lm_head.weight", (config.hidden_size, config.vocab_size), WeightKind.LINEAR, rows)
     graph.output("logits", graph.matmul("logits", x, weight), "logits")
     return graph
