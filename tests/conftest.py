@@ -1,13 +1,13 @@
-"""Fixtures that every test file may use: variant checkpoints made once per session, and the sample model."""
+"""Fixtures that every test file may use: the sample model, variant checkpoints, and the artifacts of both."""
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from artifact_factory import ArtifactFactory, shared_root
 from hypothesis import settings
 
 # In CI the examples are the same in every run; elsewhere each run looks for new ones. No example has a time limit: a
@@ -16,24 +16,17 @@ settings.register_profile("here", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "here")
 
-# pytest's importlib mode does not put this folder on the path.
-sys.path.insert(0, str(Path(__file__).parent / "support"))
+
+@pytest.fixture(scope="session")
+def exported_artifact(tmp_path_factory: pytest.TempPathFactory, tiny_lfm: Path) -> ArtifactFactory:
+    """exported_artifact(variant or "sample", ops_profile, precision) -> artifact folder; shared, so read only."""
+    return ArtifactFactory(shared_root(tmp_path_factory), tiny_lfm)
 
 
 @pytest.fixture(scope="session")
-def variant_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def variant_checkpoint(exported_artifact: ArtifactFactory) -> Callable[..., Path]:
     """variant_checkpoint(name, **storage) -> folder of the variant's checkpoint; shared, so read only."""
-    made: dict[tuple[object, ...], Path] = {}
-
-    def checkpoint(name: str, **storage: object) -> Path:
-        from model_variants import make_checkpoint
-
-        key = (name, *sorted(storage.items()))
-        if key not in made:
-            made[key] = make_checkpoint(tmp_path_factory.mktemp(name), name, **storage)
-        return made[key]
-
-    return checkpoint
+    return exported_artifact.checkpoint
 
 
 @pytest.fixture(scope="session")

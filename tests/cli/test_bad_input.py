@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from artifact_factory import SAMPLE, ArtifactFactory
 from click.testing import CliRunner
-from exported_model import export_quietly
 from lfm_onnx.cli.main import main
 from lfm_onnx.export import staging
 from safetensors.numpy import load_file, save_file
@@ -299,10 +299,8 @@ MANIFEST = "lfm_manifest.json"
 
 
 @pytest.fixture(scope="module")
-def good_artifact(tiny_lfm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("artifact") / "out"
-    export_quietly(tiny_lfm, folder)
-    return folder
+def good_artifact(exported_artifact: ArtifactFactory) -> Path:
+    return exported_artifact(SAMPLE)
 
 
 @pytest.fixture

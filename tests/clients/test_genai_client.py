@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from client_cases import FP32_PROFILES, MAX_NEW_TOKENS, PROFILES, Cases, cases_of, export
+from artifact_factory import ArtifactFactory
+from client_cases import FP32_PROFILES, MAX_NEW_TOKENS, PROFILES, Cases, cases_of, export, profile_artifact
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from lfm_onnx.checkpoint.checkpoint import Checkpoint
 from lfm_onnx.export.portable_template import portable_template
@@ -25,16 +27,9 @@ def cases(tiny_lfm: Path) -> Cases:
 
 
 @pytest.fixture(scope="module")
-def artifact(cases: Cases, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def artifact(exported_artifact: ArtifactFactory) -> Callable[[str], Path]:
     """artifact(profile) -> folder of the sample model's artifact."""
-    made: dict[str, Path] = {}
-
-    def folder(profile: str) -> Path:
-        if profile not in made:
-            made[profile] = export(cases.checkpoint, tmp_path_factory.mktemp("artifact") / profile, profile)
-        return made[profile]
-
-    return folder
+    return partial(profile_artifact, exported_artifact)
 
 
 @pytest.fixture(scope="module", params=PROFILES)

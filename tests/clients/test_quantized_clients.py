@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from client_cases import MAX_NEW_TOKENS, Cases, cases_of, export
+from artifact_factory import ArtifactFactory
+from client_cases import MAX_NEW_TOKENS, Cases, cases_of, profile_artifact
 from lfm_onnx.artifact.artifact import Artifact
 from lfm_onnx.runtime.parity.onnx_runner import OnnxRunner
 
@@ -24,9 +25,8 @@ def cases(tiny_lfm: Path) -> Cases:
 
 
 @pytest.fixture(scope="module")
-def artifacts(cases: Cases, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("quantized")
-    return {profile: export(cases.checkpoint, folder / profile, profile) for profile in PROFILES}
+def artifacts(exported_artifact: ArtifactFactory) -> dict[str, Path]:
+    return {profile: profile_artifact(exported_artifact, profile) for profile in PROFILES}
 
 
 @pytest.fixture(scope="module")

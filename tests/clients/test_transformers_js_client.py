@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from client_cases import MAX_NEW_TOKENS, PROFILES, Cases, cases_of, export
+from artifact_factory import ArtifactFactory
+from client_cases import MAX_NEW_TOKENS, PROFILES, Cases, cases_of, export, profile_artifact
 from lfm_onnx.checkpoint.checkpoint import Checkpoint
 
 CLIENTS = Path(__file__).parent
@@ -33,11 +34,10 @@ def node() -> str:
 
 
 @pytest.fixture(scope="module", params=["node", "wasm"])
-def results(request: pytest.FixtureRequest, node: str, cases: Cases, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def results(request: pytest.FixtureRequest, node: str, cases: Cases, exported_artifact: ArtifactFactory) -> Any:
     """What one run of transformers.js gave for the artifacts of all profiles: {profile: results}."""
-    folder = tmp_path_factory.mktemp("artifacts")
     job = {
-        "artifacts": {profile: str(export(cases.checkpoint, folder / profile, profile)) for profile in PROFILES},
+        "artifacts": {profile: str(profile_artifact(exported_artifact, profile)) for profile in PROFILES},
         "conversations": [{"messages": talk.messages, "tools": talk.tools} for talk in cases.conversations],
         "prompts": cases.prompts,
         "follow_up": cases.follow_up,

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from artifact_factory import SAMPLE, ArtifactFactory
 from click.testing import CliRunner, Result
 from exported_model import ExportedModel, export_quietly
 from lfm_onnx.artifact.artifact import SAMPLE_BLOCK, SAMPLE_BLOCKS, Artifact
@@ -28,11 +29,9 @@ VariantCheckpoint = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def sample_artifact(tiny_lfm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sample_artifact(exported_artifact: ArtifactFactory) -> Path:
     """The sample model's export; shared, so read only."""
-    folder = tmp_path_factory.mktemp("sample") / "out"
-    export_quietly(tiny_lfm, folder)
-    return folder
+    return exported_artifact(SAMPLE)
 
 
 @pytest.fixture
@@ -104,9 +103,8 @@ def test_the_manifest_says_where_the_model_comes_from_and_what_it_needs(sample_a
     assert 0 < variant["weight_bytes"] <= on_disk
 
 
-def test_fp16_keeps_router_norms_and_convolutions_in_float32(tiny_lfm: Path, tmp_path: Path) -> None:
-    export_quietly(tiny_lfm, tmp_path / "out", precision=FP16)
-    precision = manifest_of(tmp_path / "out")["variants"]["fp16"]["precision"]
+def test_fp16_keeps_router_norms_and_convolutions_in_float32(exported_artifact: ArtifactFactory) -> None:
+    precision = manifest_of(exported_artifact(SAMPLE, precision=FP16))["variants"]["fp16"]["precision"]
     assert {kind: entry["dtype"] for kind, entry in precision.items() if kind != "rotary"} == {
         "embedding": "float16",
         "linear": "float16",

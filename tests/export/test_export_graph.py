@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from artifact_factory import SAMPLE, ArtifactFactory
 from exported_model import ExportedModel, export_quietly
 from lfm_onnx.artifact.precision import FP16, FP32, Precision
 from lfm_onnx.checkpoint.config import LfmConfig
@@ -42,17 +44,14 @@ class Exported:
 
 @pytest.fixture(scope="module")
 def exported(
-    variant_checkpoint: Callable[..., Path], tiny_lfm: Path, tmp_path_factory: pytest.TempPathFactory
+    exported_artifact: ArtifactFactory,
 ) -> Callable[..., Exported]:
-    made: dict[tuple[str, str, str], Exported] = {}
+    """exported(variant, ops_profile, precision) -> the artifact, its graph loaded once."""
 
+    @cache
     def artifact(variant: str, ops_profile: OpsProfile = OpsProfile.CUSTOM, precision: Precision = FP32) -> Exported:
-        key = (variant, ops_profile.value, precision.name)
-        if key not in made:
-            checkpoint = tiny_lfm if variant == "sample" else variant_checkpoint(variant)
-            folder = tmp_path_factory.mktemp("export") / "out"
-            made[key] = Exported(checkpoint, folder, export_quietly(checkpoint, folder, ops_profile, precision))
-        return made[key]
+        folder = exported_artifact(variant, ops_profile, precision)
+        return Exported(exported_artifact.checkpoint(variant), folder, folder / "onnx" / precision.model_file)
 
     return artifact
 
@@ -306,7 +305,7 @@ def read_json(path: Path) -> dict[str, object]:
 def test_config_json_is_the_checkpoints_with_a_section_for_transformers_js(
     precision: Precision, file: str, dtype: str, exported: Callable[..., Exported], tiny_lfm: Path
 ) -> None:
-    config = read_json(exported("sample", precision=precision).folder / "config.json")
+    config = read_json(exported(SAMPLE, precision=precision).folder / "config.json")
     assert config.pop("transformers.js_config") == {"use_external_data_format": {file: 1}, "dtype": dtype}
     assert config == read_json(tiny_lfm / "config.json")
 
@@ -315,7 +314,7 @@ def test_config_json_is_the_checkpoints_with_a_section_for_transformers_js(
 def test_genai_config_has_the_keys_that_genai_knows(
     ops_profile: OpsProfile, exported: Callable[..., Exported], tiny_lfm: Path
 ) -> None:
-    artifact = exported("sample", ops_profile)
+    artifact = exported(SAMPLE, ops_profile)
     genai = read_json(artifact.folder / "genai_config.json")
     source = read_json(tiny_lfm / "config.json")
     assert set(genai) == {"model", "search"}
@@ -373,7 +372,7 @@ CONVERSATIONS: list[list[dict[str, str]]] = [
 
 def test_tokenizer_files_serve_every_client(exported: Callable[..., Exported], tiny_lfm: Path, tmp_path: Path) -> None:
     """The template stands where each client looks for it, and renders as the checkpoint's does."""
-    folder = exported("sample").folder
+    folder = exported(SAMPLE).folder
     assert read_json(folder / "tokenizer_config.json")["tokenizer_class"] == "PreTrainedTokenizerFast"
     for name in ("chat_template.jinja", "tokenizer.json"):
         assert (folder / name).read_bytes() == (tiny_lfm / name).read_bytes()
@@ -412,7 +411,7 @@ def without_template_file(folder: Path, copy: Path) -> Path:
 def test_the_graph_carries_the_manifests_identity(
     ops_profile: OpsProfile, precision: Precision, exported: Callable[..., Exported]
 ) -> None:
-    artifact = exported("sample", ops_profile, precision)
+    artifact = exported(SAMPLE, ops_profile, precision)
     manifest = read_json(artifact.folder / "lfm_manifest.json")
     source, model, generator = manifest["source"], manifest["model"], manifest["generator"]
     assert isinstance(source, dict) and isinstance(model, dict) and isinstance(generator, dict)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 import pytest
-from exported_model import Array, ExportedModel, Ids, columns, export_quietly, padded, past_name
+from artifact_factory import SAMPLE, ArtifactFactory
+from exported_model import Array, ExportedModel, Ids, columns, padded, past_name
 from lfm_onnx.artifact.precision import FP16, FP32, Precision
 from lfm_onnx.checkpoint.config import LfmConfig
 from lfm_onnx.export import OpsProfile
@@ -19,9 +21,6 @@ LIMIT = 1e-3
 """Largest difference of a logit, in standard deviations of the reference's logits."""
 
 FP16_KLD = 1e-3
-
-SAMPLE = "sample"
-"""The trained model that ships with the repository."""
 
 THOROUGH = [SAMPLE, "dense_conv_length_4", "moe", "moe_unnormalized_top_k"]
 
@@ -49,19 +48,15 @@ class Model:
 
 @pytest.fixture(scope="module")
 def exported(
-    variant_checkpoint: Callable[..., Path], tiny_lfm: Path, tmp_path_factory: pytest.TempPathFactory
+    exported_artifact: ArtifactFactory,
 ) -> Callable[..., Model]:
-    """exported(variant, ops_profile, precision) -> Model, made once."""
-    made: dict[tuple[str, str, str], Model] = {}
+    """exported(variant, ops_profile, precision) -> Model, loaded once."""
     known: dict[str, dict[tuple[int, ...], Array]] = {}
 
+    @cache
     def model(variant: str, ops_profile: OpsProfile, precision: Precision = FP32) -> Model:
-        key = (variant, ops_profile.value, precision.name)
-        if key not in made:
-            checkpoint = tiny_lfm if variant == SAMPLE else variant_checkpoint(variant)
-            path = export_quietly(checkpoint, tmp_path_factory.mktemp("export") / "out", ops_profile, precision)
-            made[key] = Model(checkpoint, ExportedModel(path), known.setdefault(variant, {}))
-        return made[key]
+        onnx = ExportedModel(exported_artifact.graph(variant, ops_profile, precision))
+        return Model(exported_artifact.checkpoint(variant), onnx, known.setdefault(variant, {}))
 
     return model
 

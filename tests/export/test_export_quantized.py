@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
+from artifact_factory import SAMPLE, ArtifactFactory
 from click.testing import CliRunner
 from exported_model import Array, ExportedModel, Ids, export_quietly, padded
 from lfm_onnx.artifact.artifact import Artifact
@@ -78,18 +79,17 @@ def random_ids(vocab_size: int, count: int, seed: int = 0) -> Ids:
     [*((variant, "q4-zero-points") for variant in VARIANTS), *itertools.product(["dense", "moe"], PRECISIONS)],
 )
 def test_the_graph_is_the_float_model_of_the_rounded_weights(
-    variant: str, name: str, variant_checkpoint: Variants, tmp_path: Path
+    variant: str, name: str, exported_artifact: ArtifactFactory, tmp_path: Path
 ) -> None:
     """Every row of every weight is where it belongs: standard bodies compute in float32 and must agree closely."""
     precision = PRECISIONS[name]
-    checkpoint = variant_checkpoint(variant)
+    checkpoint = exported_artifact.checkpoint(variant)
     ids = random_ids(96, 23)
-    path = export_quietly(checkpoint, tmp_path / "out", OpsProfile.STANDARD, precision)
     expected, _ = Reference(
         Checkpoint.open(rounded(checkpoint, tmp_path / "rounded", block_format(precision)))
     ).forward(ids, logits="all")
 
-    model = ExportedModel(path)
+    model = ExportedModel(exported_artifact.graph(variant, OpsProfile.STANDARD, precision))
     found, states = model.feed(ids[:-2], keep=0)
     assert np.abs(found - expected[:-2]).max() <= 1e-3 * expected.std()
     for step in (-2, -1):  # decoding
@@ -100,14 +100,11 @@ def test_the_graph_is_the_float_model_of_the_rounded_weights(
 @pytest.mark.parametrize("precision", PRECISIONS.values(), ids=PRECISIONS)
 @pytest.mark.parametrize("variant", ["dense", "dense_conv_bias"])
 def test_contrib_bodies_differ_by_the_rounding_of_activations_alone(
-    variant: str, precision: Precision, variant_checkpoint: Variants, tmp_path: Path
+    variant: str, precision: Precision, exported_artifact: ArtifactFactory
 ) -> None:
-    checkpoint = variant_checkpoint(variant)
     ids = random_ids(96, 23)
     custom, standard = (
-        ExportedModel(export_quietly(checkpoint, tmp_path / ops_profile.value, ops_profile, precision)).feed(
-            ids, keep=0
-        )[0]
+        ExportedModel(exported_artifact.graph(variant, ops_profile, precision)).feed(ids, keep=0)[0]
         for ops_profile in (OpsProfile.CUSTOM, OpsProfile.STANDARD)
     )
     # Models with experts are compared below: one that is chosen differently moves the logits of a random model far.
@@ -117,9 +114,9 @@ def test_contrib_bodies_differ_by_the_rounding_of_activations_alone(
 @ops_profiles
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_padded_batch_gives_what_each_row_alone_gives(
-    side: str, ops_profile: OpsProfile, tiny_lfm: Path, tmp_path: Path
+    side: str, ops_profile: OpsProfile, tiny_lfm: Path, exported_artifact: ArtifactFactory
 ) -> None:
-    model = ExportedModel(export_quietly(tiny_lfm, tmp_path / "out", ops_profile, Q8))
+    model = ExportedModel(exported_artifact.graph(SAMPLE, ops_profile, Q8))
     vocab_size = LfmConfig.load(tiny_lfm).vocab_size
     rows = [random_ids(vocab_size, count, count) for count in (5, 1, 9)]
     ids, mask = padded(rows, side)
@@ -174,11 +171,11 @@ def test_the_sample_models_distribution_hardly_moves(
     limit: float,
     ops_profile: OpsProfile,
     sample: Sample,
-    tmp_path: Path,
+    exported_artifact: ArtifactFactory,
     record_property: Callable[[str, object], None],
 ) -> None:
-    export_quietly(sample.checkpoint, tmp_path / "out", ops_profile, precision)
-    divergence = sample.divergence(OnnxRunner(Artifact.open(tmp_path / "out"), threads=1))
+    artifact = Artifact.open(exported_artifact(SAMPLE, ops_profile, precision))
+    divergence = sample.divergence(OnnxRunner(artifact, threads=1))
     record_property("kld", divergence)
     print(f"{precision.name}, {ops_profile.value} ops: KLD {divergence:.3g} nats per token")
     assert 0 <= divergence < limit
@@ -186,10 +183,9 @@ def test_the_sample_models_distribution_hardly_moves(
 
 @pytest.mark.parametrize(("precision", "loss"), [(Q8, 0.01), (Q4, 0.03)], ids=["q8", "q4"])
 def test_the_sample_model_answers_its_tasks_as_before(
-    precision: Precision, loss: float, sample: Sample, tmp_path: Path
+    precision: Precision, loss: float, sample: Sample, exported_artifact: ArtifactFactory
 ) -> None:
-    export_quietly(sample.checkpoint, tmp_path / "out", OpsProfile.CUSTOM, precision)
-    artifact = Artifact.open(tmp_path / "out")
+    artifact = Artifact.open(exported_artifact(SAMPLE, precision=precision))
     eos = artifact.config.eos_token_ids
 
     def accuracy(greedy: Callable[..., list[int]]) -> float:
@@ -205,19 +201,16 @@ def test_the_sample_model_answers_its_tasks_as_before(
 
 
 @pytest.fixture(scope="module")
-def q4_folder(tiny_lfm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("q4") / "out"
-    export_quietly(tiny_lfm, folder, OpsProfile.CUSTOM, Q4)
-    return folder
+def q4_folder(exported_artifact: ArtifactFactory) -> Path:
+    return exported_artifact(SAMPLE, precision=Q4)
 
 
 @ops_profiles
 @pytest.mark.parametrize("variant", ["dense_conv_bias", "moe"])
 def test_the_checker_accepts_the_graph(
-    variant: str, ops_profile: OpsProfile, variant_checkpoint: Variants, tmp_path: Path
+    variant: str, ops_profile: OpsProfile, exported_artifact: ArtifactFactory
 ) -> None:
-    path = export_quietly(variant_checkpoint(variant), tmp_path / "out", ops_profile, Q4)
-    onnx.checker.check_model(path, full_check=True)
+    onnx.checker.check_model(exported_artifact.graph(variant, ops_profile, Q4), full_check=True)
 
 
 def test_a_layer_has_fewer_than_twelve_nodes(q4_folder: Path) -> None:
@@ -268,11 +261,13 @@ def test_the_manifest_states_the_format_of_each_class(q4_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", [Q4, Q8], ids=lambda precision: precision.name)
-def test_transformers_js_finds_the_files_by_its_own_names(precision: Precision, tiny_lfm: Path, tmp_path: Path) -> None:
-    export_quietly(tiny_lfm, tmp_path / "out", OpsProfile.CUSTOM, precision)
-    config = json.loads((tmp_path / "out" / "config.json").read_text())["transformers.js_config"]
+def test_transformers_js_finds_the_files_by_its_own_names(
+    precision: Precision, exported_artifact: ArtifactFactory
+) -> None:
+    folder = exported_artifact(SAMPLE, precision=precision)
+    config = json.loads((folder / "config.json").read_text())["transformers.js_config"]
     assert config == {"dtype": precision.name, "use_external_data_format": {precision.model_file: 1}}
-    assert (tmp_path / "out" / "onnx" / f"{precision.model_file}_data").is_file()
+    assert (folder / "onnx" / f"{precision.model_file}_data").is_file()
 
 
 def test_the_same_checkpoint_gives_the_same_bytes(tiny_lfm: Path, q4_folder: Path, tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import onnx
 import pytest
+from artifact_factory import SAMPLE, ArtifactFactory
 from click.testing import CliRunner
-from exported_model import export_quietly
 from lfm_onnx.artifact.artifact import Artifact
 from lfm_onnx.cli.main import main
 from lfm_onnx.errors import InputError
@@ -26,10 +26,8 @@ from npu_toy_export import HIDDEN, VOCAB, write_toy_export
 
 
 @pytest.fixture(scope="module")
-def artifact(tiny_lfm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("check") / "standard"
-    export_quietly(tiny_lfm, folder, OpsProfile.STANDARD)
-    return folder
+def artifact(exported_artifact: ArtifactFactory) -> Path:
+    return exported_artifact(SAMPLE, OpsProfile.STANDARD)
 
 
 def test_nnapi_is_called_deprecated_and_often_slower_whatever_it_takes(artifact: Path) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from artifact_factory import SAMPLE, ArtifactFactory
 from click.testing import CliRunner, Result
-from exported_model import ExportedModel, export_quietly
+from exported_model import ExportedModel
 from lfm_onnx.artifact.artifact import Artifact
 from lfm_onnx.artifact.formats import BlockFormat, QuantizedRows
 from lfm_onnx.artifact.precision import FP16, FP32, Q4, Q4F16, Q8
@@ -47,10 +48,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def fp32_artifact(tiny_lfm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("artifact") / "fp32"
-    export_quietly(tiny_lfm, folder)
-    return folder
+def fp32_artifact(exported_artifact: ArtifactFactory) -> Path:
+    return exported_artifact(SAMPLE)
 
 
 # --- one way for all --------------------------------------------------------------------------------------------------
@@ -94,12 +93,10 @@ def test_pieces_come_in_their_order_however_long_each_takes() -> None:
 )
 @pytest.mark.parametrize("ops_profile", OpsProfile, ids=[profile.value for profile in OpsProfile])
 def test_an_artifact_holds_its_checkpoints_tensors(
-    ops_profile: OpsProfile, variant: str, variant_checkpoint: Variants, tmp_path: Path
+    ops_profile: OpsProfile, variant: str, exported_artifact: ArtifactFactory
 ) -> None:
-    folder = variant_checkpoint(variant)
-    checkpoint = Checkpoint.open(folder)
-    export_quietly(folder, tmp_path / "out", ops_profile)
-    source = ArtifactSource.open(tmp_path / "out")
+    checkpoint = Checkpoint.open(exported_artifact.checkpoint(variant))
+    source = ArtifactSource.open(exported_artifact(variant, ops_profile))
     assert source.names() == checkpoint.names()
     for name in checkpoint.names():
         values = checkpoint.float32(name)
@@ -108,15 +105,13 @@ def test_an_artifact_holds_its_checkpoints_tensors(
         np.testing.assert_array_equal(source.raw(name).astype(np.float32), values, err_msg=name)
 
 
-def test_a_half_precision_artifact_is_a_source_too(tiny_lfm: Path, tmp_path: Path) -> None:
-    export_quietly(tiny_lfm, tmp_path / "fp16", precision=FP16)
-    done("quantize", tmp_path / "fp16", "-o", tmp_path / "q8", "--precision", "q8")
+def test_a_half_precision_artifact_is_a_source_too(exported_artifact: ArtifactFactory, tmp_path: Path) -> None:
+    done("quantize", exported_artifact(SAMPLE, precision=FP16), "-o", tmp_path / "q8", "--precision", "q8")
     assert Artifact.open(tmp_path / "q8", verify="full").variant == "q8"
 
 
-def test_a_quantized_artifact_cannot_be_quantized_again(tiny_lfm: Path, tmp_path: Path) -> None:
-    export_quietly(tiny_lfm, tmp_path / "q4", precision=Q4)
-    result = run("quantize", tmp_path / "q4", "-o", tmp_path / "out", "--precision", "q8")
+def test_a_quantized_artifact_cannot_be_quantized_again(exported_artifact: ArtifactFactory, tmp_path: Path) -> None:
+    result = run("quantize", exported_artifact(SAMPLE, precision=Q4), "-o", tmp_path / "out", "--precision", "q8")
     assert result.exit_code == 2 and "quantized already" in result.stderr
     assert not (tmp_path / "out").exists()
 
@@ -223,7 +218,9 @@ def test_a_budget_that_is_too_small_says_the_smallest_possible(tiny_lfm: Path, t
     assert not any(tmp_path.iterdir())
 
 
-def test_a_promised_divergence_is_kept_by_the_artifact(tiny_lfm: Path, tmp_path: Path) -> None:
+def test_a_promised_divergence_is_kept_by_the_artifact(
+    tiny_lfm: Path, exported_artifact: ArtifactFactory, tmp_path: Path
+) -> None:
     """Measured here by ONNX Runtime, on the text that calibrated nothing."""
     from lfm_onnx.quantize.calibration_text import load_calibration
     from lfm_onnx.quantize.divergence import divergence
@@ -241,8 +238,7 @@ def test_a_promised_divergence_is_kept_by_the_artifact(tiny_lfm: Path, tmp_path:
     )
     assert found.kld <= limit
     assert found.kld == pytest.approx(choice["kld"], abs=2 * found.standard_error)
-    export_quietly(tiny_lfm, tmp_path / "q8", precision=Q8)
-    assert entry["weight_bytes"] < Artifact.open(tmp_path / "q8").entry["weight_bytes"]
+    assert entry["weight_bytes"] < Artifact.open(exported_artifact(SAMPLE, precision=Q8)).entry["weight_bytes"]
 
 
 def test_a_divergence_that_no_format_reaches_ends_with_one(tiny_lfm: Path, tmp_path: Path) -> None:
@@ -289,14 +285,10 @@ def test_the_fewest_steps_are_found_from_any_guess(start: int, needed: int) -> N
 
 
 @pytest.mark.parametrize("variant", ["dense_untied", "dense_conv_bias", "dense_attention_only", "moe_conv_bias", "moe"])
-def test_half_precision_activations_change_little(variant: str, variant_checkpoint: Variants, tmp_path: Path) -> None:
-    checkpoint = variant_checkpoint(variant)
+def test_half_precision_activations_change_little(variant: str, exported_artifact: ArtifactFactory) -> None:
     ids = np.random.default_rng(0).integers(0, 96, 12)
     # Experts of random models are close calls: the whole logits move with one that is chosen otherwise.
-    whole, half = (
-        ExportedModel(export_quietly(checkpoint, tmp_path / precision.name, OpsProfile.CUSTOM, precision))
-        for precision in (Q4, Q4F16)
-    )
+    whole, half = (ExportedModel(exported_artifact.graph(variant, precision=precision)) for precision in (Q4, Q4F16))
     types = {value.name: value.type for value in (*half.session.get_inputs(), *half.session.get_outputs())}
     floats = {name for name, kind in types.items() if kind == "tensor(float16)"}
     states = ("past_", "present", "logits")
@@ -307,14 +299,15 @@ def test_half_precision_activations_change_little(variant: str, variant_checkpoi
     assert close.mean() > (0.5 if "moe" in variant else 0.99)
 
 
-def test_files_of_q4f16_are_called_as_clients_expect(tiny_lfm: Path, tmp_path: Path) -> None:
-    export_quietly(tiny_lfm, tmp_path / "out", precision=Q4F16)
-    config = json.loads((tmp_path / "out" / "config.json").read_text())["transformers.js_config"]
+def test_files_of_q4f16_are_called_as_clients_expect(exported_artifact: ArtifactFactory) -> None:
+    folder = exported_artifact(SAMPLE, precision=Q4F16)
+    config = json.loads((folder / "config.json").read_text())["transformers.js_config"]
     assert config == {
         "dtype": "q4f16",
         "use_external_data_format": {"model_q4f16.onnx": 1},
         "kv_cache_dtype": {"q4f16": "float16"},
     }
-    assert (tmp_path / "out" / "onnx" / "model_q4f16.onnx_data").is_file()
-    domains = {f.domain for f in onnx.load(tmp_path / "out/onnx/model_q4f16.onnx", load_external_data=False).functions}
+    assert (folder / "onnx" / "model_q4f16.onnx_data").is_file()
+    graph = onnx.load(folder / "onnx" / "model_q4f16.onnx", load_external_data=False)
+    domains = {function.domain for function in graph.functions}
     assert domains == {"ai.liquid.half"}

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from artifact_factory import SAMPLE, ArtifactFactory
 from click.testing import CliRunner
-from lfm_onnx.checkpoint.checkpoint import Checkpoint
 from lfm_onnx.cli.chat import chat as chat_command
 from lfm_onnx.cli.generate import generate as generate_command
 from lfm_onnx.cli.terminal import AnswerWriter
 from lfm_onnx.errors import ArtifactError, InputError, LfmOnnxError
-from lfm_onnx.export import ExportOptions, OpsProfile, export_checkpoint
+from lfm_onnx.export import OpsProfile
 from lfm_onnx.runtime.chat import Conversation
 from lfm_onnx.runtime.model import LfmModel, Token
 from lfm_onnx.runtime.state import FIRST_CAPACITY
@@ -31,31 +31,13 @@ QUESTION = [{"role": "user", "content": "What is 3 + 4?"}]
 
 
 @pytest.fixture(scope="module")
-def exported(
-    tmp_path_factory: pytest.TempPathFactory, variant_checkpoint: Callable[..., Path], tiny_lfm: Path
-) -> Callable[[str, str], Path]:
-    """exported(variant or "tiny_lfm", profile) -> artifact folder, made once."""
-    made: dict[tuple[str, str], Path] = {}
-
-    def export(name: str, profile: str) -> Path:
-        if (name, profile) not in made:
-            source = tiny_lfm if name == "tiny_lfm" else variant_checkpoint(name)
-            made[name, profile] = tmp_path_factory.mktemp("artifact") / "model"
-            options = ExportOptions(ops_profile=OpsProfile(profile), tokenizer=name == "tiny_lfm")
-            export_checkpoint(Checkpoint.open(source), made[name, profile], options)
-        return made[name, profile]
-
-    return export
-
-
-@pytest.fixture(scope="module")
-def loaded(exported: Callable[[str, str], Path]) -> Callable[[str, str], LfmModel]:
-    """loaded(variant or "tiny_lfm", profile) -> model on one thread, loaded once."""
+def loaded(exported_artifact: ArtifactFactory) -> Callable[[str, str], LfmModel]:
+    """loaded(variant or "sample", profile) -> model on one thread, loaded once."""
     models: dict[tuple[str, str], LfmModel] = {}
 
     def load(name: str, profile: str) -> LfmModel:
         if (name, profile) not in models:
-            models[name, profile] = LfmModel.load(exported(name, profile), threads=1)
+            models[name, profile] = LfmModel.load(exported_artifact(name, OpsProfile(profile)), threads=1)
         return models[name, profile]
 
     return load
@@ -64,7 +46,7 @@ def loaded(exported: Callable[[str, str], Path]) -> Callable[[str, str], LfmMode
 @pytest.fixture(params=PROFILES)
 def tiny(request: pytest.FixtureRequest, loaded: Callable[[str, str], LfmModel]) -> LfmModel:
     """The trained sample model, in both profiles."""
-    return loaded("tiny_lfm", request.param)
+    return loaded(SAMPLE, request.param)
 
 
 def transformers_generate(folder: Path, ids: list[int], **options: Any) -> list[int]:
@@ -298,11 +280,11 @@ def test_a_stop_text_ends_the_answer_and_is_left_out_even_across_tokens(tiny: Lf
 
 
 def test_an_end_token_is_any_of_generation_config(
-    exported: Callable[[str, str], Path], loaded: Callable[[str, str], LfmModel], tmp_path: Path
+    exported_artifact: ArtifactFactory, loaded: Callable[[str, str], LfmModel], tmp_path: Path
 ) -> None:
-    full = loaded("tiny_lfm", "custom").generate(QUESTION, do_sample=False).result
+    full = loaded(SAMPLE, "custom").generate(QUESTION, do_sample=False).result
     third = full.token_ids[2]
-    for file in exported("tiny_lfm", "custom").iterdir():
+    for file in exported_artifact(SAMPLE).iterdir():
         (tmp_path / file.name).symlink_to(file)
     (tmp_path / "generation_config.json").unlink()
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, third], "max_new_tokens": 50}))
@@ -322,9 +304,9 @@ def test_sampling_repeats_with_a_seed(tiny: LfmModel) -> None:
     assert ids(1) == ids(1) != ids(2)
 
 
-def test_generation_stops_where_the_context_ends(exported: Callable[[str, str], Path]) -> None:
+def test_generation_stops_where_the_context_ends(exported_artifact: ArtifactFactory) -> None:
     for profile in PROFILES:
-        model = LfmModel.load(exported("dense", profile), threads=1, context_length=20)
+        model = LfmModel.load(exported_artifact("dense", OpsProfile(profile)), threads=1, context_length=20)
         options = {"max_new_tokens": 100, "stop_at_end_token": False}
         result = model.generate(random_ids(15), **options).result
         assert len(result.token_ids) == 6, "5 more fit, and the last one is sampled without being fed"
@@ -334,8 +316,8 @@ def test_generation_stops_where_the_context_ends(exported: Callable[[str, str], 
             model.generate(random_ids(21))
 
 
-def test_a_turn_that_does_not_fit_is_taken_back(exported: Callable[[str, str], Path]) -> None:
-    model = LfmModel.load(exported("tiny_lfm", "custom"), threads=1, context_length=120)
+def test_a_turn_that_does_not_fit_is_taken_back(exported_artifact: ArtifactFactory) -> None:
+    model = LfmModel.load(exported_artifact(SAMPLE), threads=1, context_length=120)
     conversation = Conversation(model, do_sample=False, max_new_tokens=20)
     _ = conversation.send("What is 3 + 4?").result
     before = list(conversation.messages)
@@ -355,10 +337,10 @@ def test_a_turn_that_does_not_fit_is_taken_back(exported: Callable[[str, str], P
     ],
 )
 def test_options_that_cannot_be_met_are_refused(
-    exported: Callable[[str, str], Path], options: dict[str, Any], reason: str
+    exported_artifact: ArtifactFactory, options: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(InputError, match=reason):
-        LfmModel.load(exported("dense", "custom"), **options)
+        LfmModel.load(exported_artifact("dense"), **options)
 
 
 @pytest.mark.parametrize(
@@ -378,10 +360,10 @@ def test_a_prompt_or_option_that_cannot_be_used_is_refused(
     loaded: Callable[[str, str], LfmModel], prompt: Any, options: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(LfmOnnxError, match=reason):
-        loaded("tiny_lfm", "custom").generate(prompt, **options)
+        loaded(SAMPLE, "custom").generate(prompt, **options)
 
 
-def test_a_model_file_that_is_no_decoder_is_refused(exported: Callable[[str, str], Path], tmp_path: Path) -> None:
+def test_a_model_file_that_is_no_decoder_is_refused(exported_artifact: ArtifactFactory, tmp_path: Path) -> None:
     from lfm_onnx.runtime.session import DecoderSession
 
     broken = tmp_path / "model.onnx"
@@ -390,10 +372,10 @@ def test_a_model_file_that_is_no_decoder_is_refused(exported: Callable[[str, str
         DecoderSession(broken, shared=True)
 
 
-def test_loading_and_answering_needs_neither_torch_nor_transformers(exported: Callable[[str, str], Path]) -> None:
+def test_loading_and_answering_needs_neither_torch_nor_transformers(exported_artifact: ArtifactFactory) -> None:
     program = (
         "import sys; from lfm_onnx.runtime.model import LfmModel\n"
-        f"model = LfmModel.load({str(exported('tiny_lfm', 'custom'))!r}, threads=1)\n"
+        f"model = LfmModel.load({str(exported_artifact(SAMPLE))!r}, threads=1)\n"
         f"print(model.generate({QUESTION!r}, max_new_tokens=3, do_sample=False).result.text)\n"
         "assert not {'torch', 'transformers'} & sys.modules.keys()"
     )
@@ -402,8 +384,8 @@ def test_loading_and_answering_needs_neither_torch_nor_transformers(exported: Ca
     assert done.stdout.startswith("<think>")
 
 
-def test_the_generate_command_streams_text_or_prints_one_json_object(exported: Callable[[str, str], Path]) -> None:
-    folder, run = str(exported("tiny_lfm", "custom")), CliRunner().invoke
+def test_the_generate_command_streams_text_or_prints_one_json_object(exported_artifact: ArtifactFactory) -> None:
+    folder, run = str(exported_artifact(SAMPLE)), CliRunner().invoke
     question = ["-p", "What is 3 + 4?", "--temperature", "0", "--threads", "1"]
     data = json.loads(run(generate_command, [folder, *question, "--json"]).stdout)
     assert data["text"] == f"<think>{data['reasoning']}</think>{data['answer']}"
@@ -417,8 +399,8 @@ def test_the_generate_command_streams_text_or_prints_one_json_object(exported: C
     assert isinstance(run(generate_command, [folder, *question, "--raw", "--system", "x"]).exception, InputError)
 
 
-def test_the_chat_command_answers_line_by_line_from_a_pipe(exported: Callable[[str, str], Path]) -> None:
-    folder = str(exported("tiny_lfm", "custom"))
+def test_the_chat_command_answers_line_by_line_from_a_pipe(exported_artifact: ArtifactFactory) -> None:
+    folder = str(exported_artifact(SAMPLE))
     model = LfmModel.load(folder, threads=1)
     lines = ["What is 3 + 4?", "What is 5 + 1?"]
     conversation = Conversation(model, do_sample=False)
@@ -429,10 +411,8 @@ def test_the_chat_command_answers_line_by_line_from_a_pipe(exported: Callable[[s
     assert chat.exit_code == 0
 
 
-def test_tools_reach_the_prompt_and_a_tools_file_is_checked(
-    exported: Callable[[str, str], Path], tmp_path: Path
-) -> None:
-    folder, run = str(exported("tiny_lfm", "custom")), CliRunner().invoke
+def test_tools_reach_the_prompt_and_a_tools_file_is_checked(exported_artifact: ArtifactFactory, tmp_path: Path) -> None:
+    folder, run = str(exported_artifact(SAMPLE)), CliRunner().invoke
     options = [folder, "-p", "x", "--json", "--max-new-tokens", "1"]
     file = tmp_path / "tools.json"
     file.write_text('[{"name": "convert"}]')

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from artifact_factory import ArtifactFactory
 from click.testing import CliRunner
 from lfm_onnx.checkpoint.checkpoint import Checkpoint
 from lfm_onnx.cli.inspect import inspect as inspect_command
 from lfm_onnx.errors import ArtifactError
-from lfm_onnx.export import ExportOptions, OpsProfile, export_checkpoint
+from lfm_onnx.export import OpsProfile
 from lfm_onnx.runtime.inspection import Inspection, inspect_artifact
 from lfm_onnx.runtime.model import LfmModel
 
@@ -22,16 +23,15 @@ VARIANTS = ["dense", "dense_untied", "moe", "moe_top_4"]
 
 @pytest.fixture(scope="module", params=["custom", "standard"])
 def inspected(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, variant_checkpoint: Callable[..., Path]
+    request: pytest.FixtureRequest, exported_artifact: ArtifactFactory
 ) -> Callable[[str], tuple[Checkpoint, Path, Inspection]]:
     """inspected(variant) -> checkpoint, artifact folder, inspection."""
     made: dict[str, tuple[Checkpoint, Path, Inspection]] = {}
 
     def inspect(variant: str) -> tuple[Checkpoint, Path, Inspection]:
         if variant not in made:
-            checkpoint = Checkpoint.open(variant_checkpoint(variant))
-            folder = tmp_path_factory.mktemp("inspected") / variant
-            export_checkpoint(checkpoint, folder, ExportOptions(ops_profile=OpsProfile(request.param), tokenizer=False))
+            checkpoint = Checkpoint.open(exported_artifact.checkpoint(variant))
+            folder = exported_artifact(variant, OpsProfile(request.param))
             made[variant] = checkpoint, folder, inspect_artifact(folder)
         return made[variant]
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from artifact_factory import SAMPLE, ArtifactFactory
 from lfm_onnx.artifact.precision import FP16, FP32, PRECISIONS
 from lfm_onnx.checkpoint.checkpoint import Checkpoint
 from lfm_onnx.export import ExportOptions, OpsProfile, export_checkpoint
@@ -102,3 +103,9 @@ def export(checkpoint: Checkpoint, output: Path, profile: str, **options: Any) -
     ops_profile, precision = profile.split("-")
     export_checkpoint(checkpoint, output, ExportOptions(PRECISIONS[precision], OpsProfile(ops_profile), **options))
     return output
+
+
+def profile_artifact(exported_artifact: ArtifactFactory, profile: str) -> Path:
+    """The sample model's artifact of ``profile``, quantized as the command line does it; shared, so read only."""
+    ops_profile, precision = profile.split("-")
+    return exported_artifact(SAMPLE, OpsProfile(ops_profile), PRECISIONS[precision], method=None)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from artifact_factory import ArtifactFactory
 from click.testing import CliRunner
-from exported_model import export_quietly
 from lfm_onnx.cli import bench as bench_command
 from lfm_onnx.errors import ArtifactError, InputError
 from lfm_onnx.hardware.memory_bandwidth import MemoryBandwidth
@@ -37,10 +36,8 @@ WORKER = (sys.executable, "-m", "lfm_onnx.runtime.bench.worker")
 
 
 @pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory, variant_checkpoint: Callable[..., Path]) -> Path:
-    folder = tmp_path_factory.mktemp("benched") / "moe"
-    export_quietly(variant_checkpoint("moe"), folder)
-    return folder
+def artifact(exported_artifact: ArtifactFactory) -> Path:
+    return exported_artifact("moe")
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 import pytest
-from exported_model import ExportedModel, export_quietly, padded
+from artifact_factory import ArtifactFactory
+from exported_model import ExportedModel, padded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lfm_onnx.runtime.native_library import ops_library_path
@@ -336,9 +336,9 @@ def test_a_missing_attribute_is_refused(missing: str) -> None:
 @pytest.mark.parametrize("variant", ["dense", "moe"])
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_padded_batches_of_an_exported_model_give_what_its_bodies_give(
-    variant: str, side: str, variant_checkpoint: Any, tmp_path: Path
+    variant: str, side: str, exported_artifact: ArtifactFactory
 ) -> None:
-    path = export_quietly(variant_checkpoint(variant), tmp_path / "artifact")
+    path = exported_artifact.graph(variant)
     bodies, native = ExportedModel(path), ExportedModel(path)
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 2, 4

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from exported_model import export_quietly
+from artifact_factory import SAMPLE, ArtifactFactory
 from lfm_onnx.checkpoint.checkpoint import Checkpoint
 from lfm_onnx.errors import ArtifactError, InputError
 from lfm_onnx.export import OpsProfile
@@ -30,10 +29,8 @@ def float_npu(tiny_lfm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=[OpsProfile.CUSTOM, OpsProfile.STANDARD], ids=["shared cache", "growing cache"])
-def cpu(request: pytest.FixtureRequest, tiny_lfm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cpu") / "fp32"
-    export_quietly(tiny_lfm, folder, request.param)
-    return folder
+def cpu(request: pytest.FixtureRequest, exported_artifact: ArtifactFactory) -> Path:
+    return exported_artifact(SAMPLE, request.param)
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +66,6 @@ def test_a_state_of_the_other_session_is_refused(models: tuple[LfmModel, LfmMode
             model.forward([1], state=other.new_state())
 
 
-def test_a_cpu_model_of_another_checkpoint_is_refused(
-    float_npu: Path, tmp_path: Path, variant_checkpoint: Callable[..., Path]
-) -> None:
-    export_quietly(variant_checkpoint("moe"), tmp_path / "other")
+def test_a_cpu_model_of_another_checkpoint_is_refused(float_npu: Path, exported_artifact: ArtifactFactory) -> None:
     with pytest.raises(ArtifactError, match="was exported from another checkpoint"):
-        LfmModel.load(float_npu, npu=NpuRunOptions(plan="hybrid", backend="cpu", cpu_artifact=tmp_path / "other"))
+        LfmModel.load(float_npu, npu=NpuRunOptions(plan="hybrid", backend="cpu", cpu_artifact=exported_artifact("moe")))

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from artifact_factory import SAMPLE, ArtifactFactory
 from click.testing import CliRunner, Result
+from exported_model import export_quietly
 from lfm_onnx.artifact.artifact import Artifact
 from lfm_onnx.artifact.precision import FP16, FP32, Precision
 from lfm_onnx.checkpoint.checkpoint import Checkpoint
@@ -18,7 +20,6 @@ from lfm_onnx.checkpoint.tokenizer import ChatTokenizer
 from lfm_onnx.cli.main import main
 from lfm_onnx.cli.parity import parity
 from lfm_onnx.errors import ArtifactError, InputError
-from lfm_onnx.export.exporter import ExportOptions, export_checkpoint
 from lfm_onnx.export.ops import OpsProfile
 from lfm_onnx.runtime.parity import checks
 from lfm_onnx.runtime.parity.compare import ParityOptions, compare
@@ -30,23 +31,6 @@ from model_variants import VARIANTS
 from safetensors.numpy import load_file, save_file
 
 MakeVariant = Callable[..., Path]
-Export = Callable[..., Path]
-
-
-@pytest.fixture(scope="session")
-def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
-    """export(checkpoint folder, ops_profile, precision) -> artifact folder, made once per session: read only."""
-    made: dict[tuple[object, ...], Path] = {}
-
-    def artifact(checkpoint: Path, ops_profile: OpsProfile = OpsProfile.CUSTOM, precision: Precision = FP32) -> Path:
-        key = (checkpoint, ops_profile, precision.name)
-        if key not in made:
-            made[key] = tmp_path_factory.mktemp("parity") / "artifact"
-            options = ExportOptions(precision, ops_profile, tokenizer=(checkpoint / "tokenizer.json").is_file())
-            export_checkpoint(Checkpoint.open(checkpoint), made[key], options)
-        return made[key]
-
-    return artifact
 
 
 def run(artifact: Path, checkpoint: Path, **options: Any) -> ParityReport:
@@ -65,14 +49,19 @@ def command(*arguments: object) -> Result:
 @pytest.mark.parametrize("ops_profile", OpsProfile)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_equals_transformers(
-    variant_checkpoint: MakeVariant, export: Export, variant: str, ops_profile: OpsProfile
+    variant_checkpoint: MakeVariant, exported_artifact: ArtifactFactory, variant: str, ops_profile: OpsProfile
 ) -> None:
     checkpoint = variant_checkpoint(variant)
     ids = random_ids(VARIANTS[variant]["vocab_size"], [1, 2, 300, 23])
     # transformers' cache cannot decode without attention layers; tests of the reference compare numpy with it.
     backend = "numpy" if variant == "dense_conv_only" else "transformers"
     report = run(
-        export(checkpoint, ops_profile), checkpoint, token_ids=ids, backend=backend, greedy_tokens=6, layers=True
+        exported_artifact(variant, ops_profile),
+        checkpoint,
+        token_ids=ids,
+        backend=backend,
+        greedy_tokens=6,
+        layers=True,
     )
     assert report.passed, report.verdict
     assert report.logits.logit_std > 0.3, "logits this small would pass whatever the model computed"
@@ -84,9 +73,9 @@ def test_every_variant_equals_transformers(
 @pytest.mark.parametrize("ops_profile", OpsProfile)
 @pytest.mark.parametrize("precision", [FP32, FP16], ids=lambda p: p.name)
 def test_the_sample_model_holds_parity_on_text(
-    tiny_lfm: Path, export: Export, ops_profile: OpsProfile, precision: Precision
+    tiny_lfm: Path, exported_artifact: ArtifactFactory, ops_profile: OpsProfile, precision: Precision
 ) -> None:
-    report = run(export(tiny_lfm, ops_profile, precision), tiny_lfm, tokens=600, greedy_prompts=3)
+    report = run(exported_artifact(SAMPLE, ops_profile, precision), tiny_lfm, tokens=600, greedy_prompts=3)
     assert report.passed, report.verdict
     assert report.logits.top1 >= 0.99
     assert report.logits.perplexity_model == pytest.approx(report.logits.perplexity_reference, rel=0.01)
@@ -103,12 +92,13 @@ def damaged_copy(checkpoint: Path, folder: Path, tensor: str, scale: float) -> P
 
 
 def test_a_wrong_weight_is_seen_and_its_layer_named(
-    variant_checkpoint: MakeVariant, export: Export, tmp_path: Path
+    variant_checkpoint: MakeVariant, exported_artifact: ArtifactFactory, tmp_path: Path
 ) -> None:
     checkpoint = variant_checkpoint("moe_fp32")
     damaged = damaged_copy(checkpoint, tmp_path / "damaged", "model.layers.2.self_attn.out_proj.weight", 1.05)
     ids = random_ids(96, [40, 9])
-    report = run(export(damaged), checkpoint, token_ids=ids, layers=True, greedy_tokens=4)
+    artifact = export_quietly(damaged, tmp_path / "artifact").parents[1]
+    report = run(artifact, checkpoint, token_ids=ids, layers=True, greedy_tokens=4)
     assert not report.passed
     assert report.first_departing_layer == "2"
     assert "first departs: 2 (attention, experts)" in [check.detail for check in report.checks]
@@ -118,24 +108,28 @@ def test_a_wrong_weight_is_seen_and_its_layer_named(
     assert "prefill and decode" not in missed and "padded on the left" not in missed
 
 
-def test_the_other_models_artifact_is_refused(variant_checkpoint: MakeVariant, export: Export) -> None:
+def test_the_other_models_artifact_is_refused(
+    variant_checkpoint: MakeVariant, exported_artifact: ArtifactFactory
+) -> None:
     with pytest.raises(ArtifactError, match=r"was not exported from .*: its num_key_value_heads is 2.* 1"):
-        run(export(variant_checkpoint("dense")), variant_checkpoint("dense_one_kv_head"))
+        run(exported_artifact("dense"), variant_checkpoint("dense_one_kv_head"))
 
 
 def test_a_config_that_was_only_written_anew_is_accepted(
-    variant_checkpoint: MakeVariant, export: Export, tmp_path: Path
+    variant_checkpoint: MakeVariant, exported_artifact: ArtifactFactory, tmp_path: Path
 ) -> None:
     checkpoint = variant_checkpoint("dense")
     shutil.copytree(checkpoint, tmp_path / "copy")
     config = json.loads((checkpoint / "config.json").read_text())
     (tmp_path / "copy" / "config.json").write_text(json.dumps(dict(sorted(config.items(), reverse=True))))
-    assert run(export(checkpoint), tmp_path / "copy", token_ids=[[5, 6]], greedy_tokens=2).passed
+    assert run(exported_artifact("dense"), tmp_path / "copy", token_ids=[[5, 6]], greedy_tokens=2).passed
 
 
-def test_a_model_without_tokenizer_is_compared_on_random_ids(variant_checkpoint: MakeVariant, export: Export) -> None:
+def test_a_model_without_tokenizer_is_compared_on_random_ids(
+    variant_checkpoint: MakeVariant, exported_artifact: ArtifactFactory
+) -> None:
     checkpoint = variant_checkpoint("moe")
-    report = run(export(checkpoint), checkpoint, tokens=80, greedy_tokens=4)
+    report = run(exported_artifact("moe"), checkpoint, tokens=80, greedy_tokens=4)
     assert report.passed and report.chunks[0].label == "random ids 1"
     assert report.logits.tokens == 80
 
@@ -248,22 +242,22 @@ def test_tasks_are_graded_by_category(tiny_lfm: Path, tmp_path: Path) -> None:
 
 
 def test_tasks_of_the_sample_model_are_answered_as_the_reference_answers_them(
-    tiny_lfm: Path, export: Export, tmp_path: Path
+    tiny_lfm: Path, exported_artifact: ArtifactFactory, tmp_path: Path
 ) -> None:
     lines = (tiny_lfm / "tasks.jsonl").read_text(encoding="utf-8").splitlines()
     path = tmp_path / "some.jsonl"
     path.write_text("\n".join(lines[::20]), encoding="utf-8")
-    report = run(export(tiny_lfm), tiny_lfm, tasks=path, reference_tasks=True, tokens=200, greedy_prompts=1)
+    report = run(exported_artifact(SAMPLE), tiny_lfm, tasks=path, reference_tasks=True, tokens=200, greedy_prompts=1)
     assert report.passed, report.verdict
     assert report.tasks is not None and report.tasks.tasks == len(lines[::20])
     assert report.tasks == report.reference_tasks
 
 
 def test_the_command_prints_one_json_object_and_writes_the_report(
-    tiny_lfm: Path, export: Export, tmp_path: Path
+    tiny_lfm: Path, exported_artifact: ArtifactFactory, tmp_path: Path
 ) -> None:
     result = command(
-        export(tiny_lfm), "--reference", tiny_lfm, "--tokens", 60, "--greedy-tokens", 4, "--json",
+        exported_artifact(SAMPLE), "--reference", tiny_lfm, "--tokens", 60, "--greedy-tokens", 4, "--json",
         "--report", tmp_path / "report.md", "--threads", 1,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
@@ -273,27 +267,31 @@ def test_the_command_prints_one_json_object_and_writes_the_report(
     assert (tmp_path / "report.md").read_text(encoding="utf-8").startswith("# Parity: passed")
 
 
-def test_the_command_exits_1_when_a_limit_is_missed(tiny_lfm: Path, export: Export) -> None:
+def test_the_command_exits_1_when_a_limit_is_missed(tiny_lfm: Path, exported_artifact: ArtifactFactory) -> None:
     result = command(
-        export(tiny_lfm), "--reference", tiny_lfm, "--tokens", 40, "--greedy-tokens", 0, "--max-logit-diff", 1e-12
-    )
+        exported_artifact(SAMPLE), "--reference", tiny_lfm, "--tokens", 40, "--greedy-tokens", 0,
+        "--max-logit-diff", 1e-12,
+    )  # fmt: skip
     assert result.exit_code == 1
     assert "parity missed" in result.stdout and "logits" in result.stdout
 
 
 def test_the_command_line_exits_2_with_one_line_when_it_cannot_compare(
-    variant_checkpoint: MakeVariant, export: Export, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    variant_checkpoint: MakeVariant,
+    exported_artifact: ArtifactFactory,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     checkpoint = variant_checkpoint("dense")
     broken = tmp_path / "broken"
-    shutil.copytree(export(checkpoint), broken)
+    shutil.copytree(exported_artifact("dense"), broken)
     (broken / "onnx" / "model.onnx").write_bytes(b"no model")
     for arguments in (
         [str(broken), "--reference", str(checkpoint)],
-        [str(export(checkpoint)), "--reference", str(tmp_path)],
-        [str(export(checkpoint)), "--reference", str(variant_checkpoint("moe"))],
-        [str(export(checkpoint)), "--reference", str(checkpoint), "--provider", "abacus"],
-        [str(export(checkpoint)), "--reference", str(checkpoint), "--report", "report.pdf"],
+        [str(exported_artifact("dense")), "--reference", str(tmp_path)],
+        [str(exported_artifact("dense")), "--reference", str(variant_checkpoint("moe"))],
+        [str(exported_artifact("dense")), "--reference", str(checkpoint), "--provider", "abacus"],
+        [str(exported_artifact("dense")), "--reference", str(checkpoint), "--report", "report.pdf"],
     ):
         with pytest.raises(SystemExit) as exit_:
             main(["parity", *arguments])
@@ -304,10 +302,10 @@ def test_the_command_line_exits_2_with_one_line_when_it_cannot_compare(
 
 
 def test_a_model_that_onnx_runtime_cannot_load_gives_one_line(
-    variant_checkpoint: MakeVariant, export: Export, tmp_path: Path
+    variant_checkpoint: MakeVariant, exported_artifact: ArtifactFactory, tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken"
-    shutil.copytree(export(variant_checkpoint("dense")), broken)
+    shutil.copytree(exported_artifact("dense"), broken)
     (broken / "onnx" / "model.onnx").write_bytes(b"no model")
     with pytest.raises(ArtifactError, match="ONNX Runtime cannot load it") as error:
         OnnxRunner(Artifact.open(broken, verify="none"))
