@@ -1,11 +1,15 @@
-"""JSON from an untrusted file: duplicate keys, NaN and endless nesting are refused, never passed on."""
+"""JSON from an untrusted file: duplicate keys, NaN, endless nesting and values of a wrong type are refused."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
 _LONGEST_SHOWN = 80
+_MOST_BYTES = 16 << 20
+_REQUIRED: Any = object()
 
 
 def parse_json(data: bytes) -> Any:
@@ -32,6 +36,163 @@ def shown(value: object) -> str:
     except (ValueError, TypeError, RecursionError):
         return f"a {type(value).__name__}"
     return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 3] + "..."
+
+
+class JsonObject:
+    """One JSON object of a file; what a member must be is said where it is read, and refused by its name otherwise.
+
+    where: what messages call the file. error: the type of exception that is raised. place: of the object in the file,
+    such as ``rotary.``. advice: what to do about a wrong file, at the end of every message. A member that is missing
+    has the default, where one is given.
+    """
+
+    def __init__(
+        self, data: Any, where: str, error: type[Exception], *, place: str = "", advice: str | None = None
+    ) -> None:
+        self.where = where
+        self.place = place
+        self._error = error
+        self._advice = advice
+        if not isinstance(data, Mapping):
+            subject = f"{place[:-1]} is {shown(data)}, expected an object" if place else ""
+            raise self.wrong(subject or f"expected a JSON object, found {shown(data)}")
+        self.data: Mapping[str, Any] = data
+
+    @classmethod
+    def parse(cls, data: bytes, where: str, error: type[Exception], *, advice: str | None = None) -> JsonObject:
+        """The object that ``data`` is the text of."""
+        try:
+            parsed = parse_json(data)
+        except ValueError as problem:
+            raise error(_message(where, str(problem), advice)) from None
+        return cls(parsed, where, error, advice=advice)
+
+    @classmethod
+    def read(
+        cls, path: Path, error: type[Exception], *, most_bytes: int = _MOST_BYTES, advice: str | None = None
+    ) -> JsonObject:
+        """The object that a file holds; a file of more than ``most_bytes`` is not read."""
+        try:
+            if path.stat().st_size > most_bytes:
+                raise error(f"{path}: larger than {most_bytes >> 20} MB, which no such file is")
+            data = path.read_bytes()
+        except OSError as problem:
+            raise error(f"{path}: cannot be read: {problem.strerror or problem}") from None
+        return cls.parse(data, str(path), error, advice=advice)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.data
+
+    def wrong(self, what: str) -> Exception:
+        """The error to raise for the object as a whole."""
+        return self._error(_message(self.where, what, self._advice))
+
+    def refuse(self, name: str, expected: str) -> Exception:
+        """The error to raise for a member: its value, or that it is missing, and what was expected."""
+        found = f"is {shown(self.data[name])}" if name in self.data else "is missing"
+        return self.wrong(f"{self._path(name)} {found}, expected {expected}")
+
+    def integer(self, name: str, low: int | None = None, high: int | None = None, default: Any = _REQUIRED) -> int:
+        """An integer, low and high included."""
+        value = self.data.get(name, default)
+        if not _is_integer(value, low, high):
+            raise self.refuse(name, _with_range("an integer", low, high))
+        return int(value)
+
+    def number(self, name: str, low: float, high: float, default: Any = _REQUIRED) -> float:
+        """A number, low and high included; NaN and infinity lie outside of every range."""
+        value = self.data.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            raise self.refuse(name, f"a number from {low:g} to {high:g}")
+        return float(value)
+
+    def flag(self, name: str, default: Any = _REQUIRED) -> bool:
+        value = self.data.get(name, default)
+        if not isinstance(value, bool):
+            raise self.refuse(name, "true or false")
+        return value
+
+    def text(self, name: str, choices: Sequence[str] | None = None, default: Any = _REQUIRED) -> str:
+        """A text, one of ``choices`` where they are given."""
+        value = self.data.get(name, default)
+        if not isinstance(value, str) or (choices is not None and value not in choices):
+            raise self.refuse(name, "a text" if choices is None else f"one of {', '.join(choices)}")
+        return value
+
+    def path_inside(self, name: str) -> str:
+        """A path with ``/`` that stays in the folder it is relative to."""
+        value = self.text(name)
+        pure = PurePosixPath(value)
+        if pure.is_absolute() or ".." in pure.parts or "\\" in value or ":" in value or not pure.parts:
+            raise self.refuse(name, "a path that stays in the folder")
+        return value
+
+    def object(self, name: str, default: Any = _REQUIRED) -> JsonObject:
+        value = self.data.get(name, default)
+        if not isinstance(value, Mapping):
+            raise self.refuse(name, "an object")
+        return self._inner(value, f"{self._path(name)}.")
+
+    def array(self, name: str, expected: str = "a list", default: Any = _REQUIRED) -> list[Any]:
+        """A list of anything. expected: what it is a list of, for the message."""
+        value = self.data.get(name, default)
+        if not isinstance(value, (list, tuple)):
+            raise self.refuse(name, expected)
+        return list(value)
+
+    def objects(self, name: str) -> list[JsonObject]:
+        items = self.array(name, "a list of objects")
+        return [self._inner(item, f"{self._path(name)}[{index}].") for index, item in enumerate(items)]
+
+    def integers(self, name: str, low: int | None = None) -> list[int]:
+        expected = f"a list, each {_with_range('an integer', low, None)}"
+        items = self.array(name, expected)
+        if not all(_is_integer(item, low, None) for item in items):
+            raise self.refuse(name, expected)
+        return items
+
+    def texts(self, name: str) -> list[str]:
+        items = self.array(name, "a list of texts")
+        if not all(isinstance(item, str) for item in items):
+            raise self.refuse(name, "a list of texts")
+        return items
+
+    def all_objects(self) -> dict[str, JsonObject]:
+        """Every member, each an object."""
+        return {name: self.object(name) for name in self.data}
+
+    def all_integers(self, low: int | None = None) -> dict[str, int]:
+        """Every member, each an integer."""
+        return {name: self.integer(name, low) for name in self.data}
+
+    def all_texts(self) -> dict[str, str]:
+        """Every member, each a text."""
+        return {name: self.text(name) for name in self.data}
+
+    def _path(self, name: str) -> str:
+        """Where a member is; a name that comes from the file itself may hold anything."""
+        return self.place + (name if name.isidentifier() else shown(name))
+
+    def _inner(self, data: Any, place: str) -> JsonObject:
+        return JsonObject(data, self.where, self._error, place=place, advice=self._advice)
+
+
+def _message(where: str, what: str, advice: str | None) -> str:
+    return f"{where}: {what}" + (f"; {advice}" if advice else "")
+
+
+def _is_integer(value: Any, low: int | None, high: int | None) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int):
+        return False
+    return (low is None or low <= value) and (high is None or value <= high)
+
+
+def _with_range(kind: str, low: int | None, high: int | None) -> str:
+    if low is not None and high is not None:
+        return f"{kind} from {low} to {high}"
+    if low is not None:
+        return f"{kind} of {low} or more"
+    return kind if high is None else f"{kind} of at most {high}"
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..strict_json import parse_json, shown
-from .config_fields import ConfigFields
+from ..strict_json import JsonObject, shown
 
 CONFIG_NAME = "config.json"
 MODEL_TYPES = ("lfm2", "lfm2_moe")
@@ -114,9 +113,7 @@ class LfmConfig:
 
         ConfigError names ``file``, the field, its value and what is allowed.
         """
-        if not isinstance(data, Mapping):
-            raise ConfigError(f"{file}: expected an object, found {shown(data)}")
-        fields = ConfigFields(data, file)
+        fields = JsonObject(data, file, ConfigError)
         model_type = _model_type(fields)
         _refuse_unsupported(fields)
         moe = model_type == "lfm2_moe"
@@ -156,31 +153,19 @@ class LfmConfig:
 
 def read_config_file(path: Path) -> dict[str, Any]:
     """The JSON object in a config file, unchecked but for its form; ConfigError names the file and what is wrong."""
-    try:
-        if path.stat().st_size > _MAX_CONFIG_BYTES:
-            raise ConfigError(f"{path}: larger than {_MAX_CONFIG_BYTES >> 20} MB, which no model config is")
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: not found; a checkpoint folder holds {path.name} beside its weights") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    try:
-        parsed = parse_json(data)
-    except ValueError as error:
-        raise ConfigError(f"{path}: {error}") from None
-    if not isinstance(parsed, dict):
-        raise ConfigError(f"{path}: expected a JSON object, found {shown(parsed)}")
-    return parsed
+    if not path.exists():
+        raise ConfigError(f"{path}: not found; a checkpoint folder holds {path.name} beside its weights")
+    return dict(JsonObject.read(path, ConfigError, most_bytes=_MAX_CONFIG_BYTES).data)
 
 
-def _model_type(fields: ConfigFields) -> str:
+def _model_type(fields: JsonObject) -> str:
     value = fields.data.get("model_type")
     if not isinstance(value, str) or value not in MODEL_TYPES:
         raise fields.refuse("model_type", f"one of {', '.join(MODEL_TYPES)} (text models of the LFM2 family)")
     return value
 
 
-def _refuse_unsupported(fields: ConfigFields) -> None:
+def _refuse_unsupported(fields: JsonObject) -> None:
     for name, harmless, reason in _UNSUPPORTED:
         value = fields.data.get(name)
         if value is None or value in harmless:
@@ -189,7 +174,7 @@ def _refuse_unsupported(fields: ConfigFields) -> None:
         raise fields.refuse(name, f"{allowed}: {reason}")
 
 
-def _heads(fields: ConfigFields, hidden: int) -> tuple[int, int, int]:
+def _heads(fields: JsonObject, hidden: int) -> tuple[int, int, int]:
     heads = fields.integer("num_attention_heads", 1, _MAX_WIDTH)
     kv_heads = fields.integer("num_key_value_heads", 1, _MAX_WIDTH)
     if heads % kv_heads:
@@ -207,7 +192,7 @@ def _heads(fields: ConfigFields, hidden: int) -> tuple[int, int, int]:
     return heads, kv_heads, head_dim
 
 
-def _layer_types(fields: ConfigFields, layers: int) -> tuple[str, ...]:
+def _layer_types(fields: JsonObject, layers: int) -> tuple[str, ...]:
     kinds = fields.data.get("layer_types")
     if kinds is None:
         return _layer_types_by_index(fields, layers)
@@ -215,16 +200,16 @@ def _layer_types(fields: ConfigFields, layers: int) -> tuple[str, ...]:
     if not isinstance(kinds, (list, tuple)):
         raise fields.refuse("layer_types", allowed)
     if len(kinds) != layers:
-        raise ConfigError(f"{fields.file}: layer_types has {len(kinds)} entries; it must be {allowed}")
+        raise ConfigError(f"{fields.where}: layer_types has {len(kinds)} entries, expected {allowed}")
     for i, kind in enumerate(kinds):
         if not isinstance(kind, str) or kind not in LAYER_KINDS:
             raise ConfigError(
-                f"{fields.file}: layer_types[{i}] is {shown(kind)}; it must be one of {', '.join(LAYER_KINDS)}"
+                f"{fields.where}: layer_types[{i}] is {shown(kind)}, expected one of {', '.join(LAYER_KINDS)}"
             )
     return tuple(kinds)
 
 
-def _layer_types_by_index(fields: ConfigFields, layers: int) -> tuple[str, ...]:
+def _layer_types_by_index(fields: JsonObject, layers: int) -> tuple[str, ...]:
     indices = fields.data.get("full_attn_idxs")
     if indices is None:
         raise fields.refuse("layer_types", f"a list of {layers} entries, each {' or '.join(LAYER_KINDS)}")
@@ -234,15 +219,13 @@ def _layer_types_by_index(fields: ConfigFields, layers: int) -> tuple[str, ...]:
     return tuple("full_attention" if i in attention else "conv" for i in range(layers))
 
 
-def _rope_theta(fields: ConfigFields) -> float:
+def _rope_theta(fields: JsonObject) -> float:
     """Base of the rotary frequencies, from wherever the config's generation keeps it."""
     for name in ("rope_scaling", "rope_parameters"):
         rope = fields.data.get(name)
         if rope is None or rope == {}:
             continue
-        if not isinstance(rope, dict):
-            raise fields.refuse(name, "an object with rope_type and rope_theta")
-        inner = ConfigFields(rope, fields.file, prefix=f"{name}.")
+        inner = fields.object(name)
         kind_field = "rope_type" if "rope_type" in rope else "type"
         if rope.get(kind_field, "default") != "default":
             raise inner.refuse(kind_field, '"default": scaled rotary positions are not supported')
@@ -256,7 +239,7 @@ def _rope_theta(fields: ConfigFields) -> float:
     return fields.number("rope_theta" if "rope_theta" in fields.data else "theta", 1.0, 1e15, 1e6)
 
 
-def _dense_ff_dim(fields: ConfigFields) -> int:
+def _dense_ff_dim(fields: JsonObject) -> int:
     """Width of the dense feed-forward: two thirds of the configured one, times a factor, rounded up, if adjusted."""
     source = "block_ff_dim" if "block_ff_dim" in fields.data else "intermediate_size"
     width = fields.integer(source, 1, _MAX_WIDTH)
@@ -272,25 +255,25 @@ def _dense_ff_dim(fields: ConfigFields) -> int:
     return width
 
 
-def _top_k(fields: ConfigFields, experts: int) -> int:
+def _top_k(fields: JsonObject, experts: int) -> int:
     top_k = fields.integer("num_experts_per_tok", 1, 4096)
     if top_k > experts:
         raise fields.refuse("num_experts_per_tok", f"at most num_experts, which is {experts}")
     return top_k
 
 
-def _dense_layers(fields: ConfigFields, layers: int) -> int:
+def _dense_layers(fields: JsonObject, layers: int) -> int:
     dense = fields.integer("num_dense_layers", 0, _MAX_LAYERS)
     if dense > layers:
         raise fields.refuse("num_dense_layers", f"at most num_hidden_layers, which is {layers}")
     return dense
 
 
-def _token_id(fields: ConfigFields, name: str, vocabulary: int) -> int | None:
+def _token_id(fields: JsonObject, name: str, vocabulary: int) -> int | None:
     return None if fields.data.get(name) is None else fields.integer(name, 0, vocabulary - 1)
 
 
-def _eos_token_ids(fields: ConfigFields, vocabulary: int) -> tuple[int, ...]:
+def _eos_token_ids(fields: JsonObject, vocabulary: int) -> tuple[int, ...]:
     value = fields.data.get("eos_token_id")
     if not isinstance(value, (list, tuple)):
         single = _token_id(fields, "eos_token_id", vocabulary)

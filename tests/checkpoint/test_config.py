@@ -153,41 +153,41 @@ def test_several_end_tokens_are_all_kept() -> None:
 @pytest.mark.parametrize("name", REQUIRED_OF_MOE)
 def test_a_missing_field_is_named(name: str) -> None:
     message = _refusal({key: value for key, value in MOE.items() if key != name})
-    assert f"{name} is missing; it must be " in message
+    assert f"{name} is missing, expected " in message
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"model_type": "llama"}, 'model_type is "llama"; it must be one of lfm2, lfm2_moe'),
+        ({"model_type": "llama"}, 'model_type is "llama", expected one of lfm2, lfm2_moe'),
         ({"model_type": "lfm2_vl"}, 'model_type is "lfm2_vl"'),
         ({"model_type": ["lfm2"]}, 'model_type is ["lfm2"]'),
-        ({"layer_types": ["conv"] * 3}, "layer_types has 3 entries; it must be a list of 4 entries"),
+        ({"layer_types": ["conv"] * 3}, "layer_types has 3 entries, expected a list of 4 entries"),
         ({"layer_types": ["conv", "conv", "mamba", "conv"]}, 'layer_types[2] is "mamba"'),
         ({"layer_types": ["conv", 3, "conv", "conv"]}, "layer_types[1] is 3"),
         ({"layer_types": "conv"}, 'layer_types is "conv"'),
-        ({"num_experts_per_tok": 9}, "num_experts_per_tok is 9; it must be at most num_experts, which is 8"),
+        ({"num_experts_per_tok": 9}, "num_experts_per_tok is 9, expected at most num_experts, which is 8"),
         ({"num_experts_per_tok": 0}, "num_experts_per_tok is 0"),
-        ({"num_attention_heads": 5, "num_key_value_heads": 1}, "num_attention_heads is 5; it must be a divisor of hid"),
-        ({"num_key_value_heads": 3}, "num_key_value_heads is 3; it must be a divisor of num_attention_heads"),
+        ({"num_attention_heads": 5, "num_key_value_heads": 1}, "num_attention_heads is 5, expected a divisor of hid"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads is 3, expected a divisor of num_attention_heads"),
         ({"num_attention_heads": 64, "num_key_value_heads": 1}, "the head dimension, now 1, is even"),
         ({"head_dim": 15}, "head_dim is 15"),
-        ({"num_dense_layers": 5}, "num_dense_layers is 5; it must be at most num_hidden_layers, which is 4"),
+        ({"num_dense_layers": 5}, "num_dense_layers is 5, expected at most num_hidden_layers, which is 4"),
         ({"num_dense_layers": -1}, "num_dense_layers is -1"),
         ({"hidden_size": 0}, "hidden_size is 0"),
-        ({"hidden_size": 64.0}, "hidden_size is 64.0; it must be an integer"),
+        ({"hidden_size": 64.0}, "hidden_size is 64.0, expected an integer"),
         ({"hidden_size": True}, "hidden_size is true"),
         ({"hidden_size": "64"}, 'hidden_size is "64"'),
         ({"hidden_size": None}, "hidden_size is null"),
-        ({"hidden_size": 10**9}, "hidden_size is 1000000000; it must be an integer from 1 to "),
+        ({"hidden_size": 10**9}, "hidden_size is 1000000000, expected an integer from 1 to "),
         ({"vocab_size": 10**5000}, "vocab_size is an integer of 16610 bits"),
         ({"num_hidden_layers": 10**6}, "num_hidden_layers is 1000000"),
         ({"norm_eps": float("inf")}, "norm_eps is Infinity"),
         ({"norm_eps": float("nan")}, "norm_eps is NaN"),
         ({"norm_eps": 0}, "norm_eps is 0"),
         ({"norm_eps": 10**400}, "norm_eps is an integer of 1329 bits"),
-        ({"conv_L_cache": 1}, "conv_L_cache is 1; it must be an integer from 2"),
-        ({"conv_bias": 1}, "conv_bias is 1; it must be true or false"),
+        ({"conv_L_cache": 1}, "conv_L_cache is 1, expected an integer from 2"),
+        ({"conv_bias": 1}, "conv_bias is 1, expected true or false"),
         ({"tie_embedding": "yes"}, 'tie_embedding is "yes"'),
         ({"routed_scaling_factor": [1]}, "routed_scaling_factor is [1]"),
         ({"rope_theta": -1.0}, "rope_theta is -1.0"),
@@ -251,7 +251,7 @@ def test_a_file_that_is_not_plain_json_is_refused(text: str | bytes, said: str, 
 
 def test_a_number_beyond_float64_is_refused_where_it_is_used(tmp_path: Path) -> None:
     text = json.dumps({**MOE, "norm_eps": 0}).replace('"norm_eps": 0', '"norm_eps": 1e400')
-    with pytest.raises(ConfigError, match="norm_eps is Infinity; it must be a number from"):
+    with pytest.raises(ConfigError, match="norm_eps is Infinity, expected a number from"):
         LfmConfig.load(_write(tmp_path, text))
 
 
