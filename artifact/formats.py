@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .int4 import pack_int4, unpack_int4
+
 Codes = npt.NDArray[np.uint8]
 Float32 = npt.NDArray[np.float32]
 
@@ -88,22 +90,13 @@ class BlockFormat:
         """Bytes of a row's zero points; 0 in symmetric formats."""
         return 0 if self.symmetric else -(-self.blocks(columns) * self.bits // 8)
 
-    def pack(self, codes: Codes) -> Codes:
-        """Codes [..., n] one a byte → packed [..., ceil(n * bits / 8)]; an odd last nibble stands beside a 0."""
-        if self.bits == 8:
-            return codes
-        if codes.shape[-1] % 2:
-            codes = np.concatenate([codes, np.zeros((*codes.shape[:-1], 1), np.uint8)], axis=-1)
-        # Two codes as one little-endian number: low + 256 * high, and the wanted byte is low + 16 * high.
-        pairs = np.ascontiguousarray(codes).view("<u2")
-        return (pairs | (pairs >> 4)).astype(np.uint8)
+    def pack(self, codes: Codes, axis: int = -1) -> Codes:
+        """Codes one a byte → packed along ``axis``, n to ceil(n * bits / 8); an odd last nibble stands beside a 0."""
+        return codes if self.bits == 8 else pack_int4(codes, axis)
 
     def unpack(self, packed: Codes, count: int) -> Codes:
         """The first ``count`` codes of each row of packed [..., bytes], one a byte: the inverse of ``pack``."""
-        if self.bits == 8:
-            return packed[..., :count]
-        codes = np.stack([packed & 15, packed >> 4], axis=-1)
-        return codes.reshape(*packed.shape[:-1], -1)[..., :count]
+        return packed[..., :count] if self.bits == 8 else unpack_int4(packed, count)
 
     def to_dict(self) -> dict[str, Any]:
         """The format as the manifest states it."""

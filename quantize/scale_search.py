@@ -87,9 +87,7 @@ class RowsInBlocks:
 
     def put(self, rows: slice, block: int, column: BlockColumn) -> None:
         fmt = self._format
-        codes = column.codes(fmt)
-        packed = codes[0::2] | (codes[1::2] << 4) if fmt.bits == 4 else codes
-        self._data[rows, block] = packed.T
+        self._data[rows, block] = fmt.pack(column.codes(fmt), axis=0).T
         self._scales[rows, block] = column.scales
         if self._zero_points is not None and column.zero_points is not None:
             self._zero_points[rows, block] = column.zero_points

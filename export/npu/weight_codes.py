@@ -8,9 +8,10 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 
+from ...artifact.int4 import pack_int4
 from ...quantize.blas_threads import single_threaded_blas
-from ...quantize.gptq import many_small_steps
-from .error_feedback import round_with_feedback
+from ...quantize.error_feedback import many_small_steps
+from ...quantize.gptq import gptq_codes
 from .float_weights import PACKED_STEPS, PIECE_ELEMENTS, normalized, row_pieces
 from .static_graph import Array, Weight
 from .weight_inputs import WeightInputs
@@ -69,7 +70,7 @@ def _experts(weight: Weight, stored_as: StoredAs, inputs: WeightInputs | None) -
         if factor is None:
             steps = np.clip(np.rint(rows * np.float32(largest)), -largest, largest).astype(np.int8)
         else:
-            steps = round_with_feedback(rows, unit, factor, (-largest, largest))
+            steps = gptq_codes(rows, unit, factor, (-largest, largest))
         codes[expert] = (pack_halves(steps) if packed else steps).T
     return Codes(codes, np.array(1 / 16 if packed else 1 / 127, np.float32))
 
@@ -101,10 +102,10 @@ def _linear(weight: Weight, stored_as: StoredAs, inputs: WeightInputs | None) ->
             for first, last in _pieces(share.rows, share.columns.stop - share.columns.start):
                 rows = weight.rows(first, last) if whole is None else whole[first:last, share.columns]
                 known = scales[first:last, _blocks(share.columns, size)]
-                codes[first:last, share.columns] = round_with_feedback(rows, known, factor, limits)
+                codes[first:last, share.columns] = gptq_codes(rows, known, factor, limits)
     if stored_as is StoredAs.INT8_COLUMNS:
         return Codes(np.ascontiguousarray(codes.T), scales[:, 0])
-    return Codes(pack_int4(np.ascontiguousarray(codes.T)), np.ascontiguousarray(scales.T))
+    return Codes(pack_int4(np.ascontiguousarray(codes.T).reshape(-1)), np.ascontiguousarray(scales.T))
 
 
 def _pieces(rows: slice, columns: int) -> list[tuple[int, int]]:
@@ -188,14 +189,6 @@ def _squared_error(blocks: Array, scales: Array, steps: Array, error: Array) -> 
     error -= blocks
     total: Array = np.einsum("nbk,nbk->nb", error, error)
     return total
-
-
-def pack_int4(codes: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
-    """Codes -8 … 7 two to a byte, the first in the low half, as ONNX stores INT4."""
-    flat = codes.reshape(-1).view(np.uint8) & 15
-    if flat.size % 2:
-        flat = np.append(flat, np.uint8(0))
-    return np.bitwise_or(flat[::2], flat[1::2] << 4, dtype=np.uint8)
 
 
 def _positive(scale: Array) -> Array:

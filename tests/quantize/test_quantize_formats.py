@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from lfm_onnx.artifact.formats import BLOCK_SIZES, SCALE_DTYPES, BlockFormat, dequantize
+from lfm_onnx.artifact.int4 import pack_int4, unpack_int4
 from lfm_onnx.artifact.precision import FP16, PRECISIONS, Q4, Q8
 from lfm_onnx.quantize.round_to_nearest import quantize_round_to_nearest
 from onnx import TensorProto, helper, numpy_helper
@@ -43,6 +44,18 @@ def test_unpacking_gives_back_what_was_packed(bits: int, rows: int, count: int, 
     packed = fmt.pack(codes)
     assert packed.shape == (rows, -(-count * bits // 8))
     np.testing.assert_array_equal(fmt.unpack(packed, count), codes)
+
+
+@pytest.mark.parametrize("shape, axis", [((6, 5), 0), ((5, 3), 0), ((4, 3, 2), 1), ((7,), -1)])
+def test_int4_codes_are_packed_along_any_axis(shape: tuple[int, ...], axis: int) -> None:
+    codes = np.random.default_rng(0).integers(0, 16, shape, np.uint8)
+    along_last = pack_int4(np.moveaxis(codes, axis, -1))
+    np.testing.assert_array_equal(pack_int4(codes, axis), np.moveaxis(along_last, -1, axis))
+    np.testing.assert_array_equal(unpack_int4(along_last, shape[axis]), np.moveaxis(codes, axis, -1))
+
+
+def test_negative_int4_codes_are_two_s_complement() -> None:
+    assert pack_int4(np.array([-8, 7, -1], np.int8)).tolist() == [0x78, 0x0F]
 
 
 def test_an_int4_byte_holds_the_even_element_in_its_low_nibble() -> None:

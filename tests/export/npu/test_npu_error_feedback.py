@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from lfm_onnx.checkpoint.checkpoint import Checkpoint
 from lfm_onnx.export.npu import MoeForm, Phase
-from lfm_onnx.export.npu.error_feedback import round_with_feedback
 from lfm_onnx.export.npu.float_weights import column_extremes
 from lfm_onnx.export.npu.part_graph import PartShape, declare_part
 from lfm_onnx.export.npu.static_graph import WeightKind
 from lfm_onnx.export.npu.weight_inputs import WeightInputs
+from lfm_onnx.quantize.gptq import gptq_codes
 from lfm_onnx.quantize.hessian import HessianFactor
 
 
@@ -44,7 +44,7 @@ def test_feedback_makes_good_what_rounding_does_to_the_outputs(
     factor = HessianFactor.from_second_moment((inputs.T @ inputs / 400).astype(np.float32))
     scales = np.abs(rows.reshape(30, blocks, -1)).max(axis=2) / limits[1]
     steps = scales.repeat(256 // blocks, axis=1)
-    codes = round_with_feedback(rows, scales, factor, limits)
+    codes = gptq_codes(rows, scales, factor, limits)
     assert codes.min() >= limits[0] and codes.max() <= limits[1]
     nearest = np.clip(np.rint(rows / steps), *limits)
     errors = [np.square(inputs @ (levels * steps - rows).T).mean() for levels in (codes, nearest)]

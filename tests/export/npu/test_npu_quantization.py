@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from lfm_onnx.artifact.int4 import pack_int4
 from lfm_onnx.checkpoint.checkpoint import Checkpoint
 from lfm_onnx.checkpoint.config import LfmConfig
 from lfm_onnx.errors import InputError
@@ -29,7 +30,7 @@ from lfm_onnx.export.npu.part_graph import PartShape, declare_part
 from lfm_onnx.export.npu.qdq_model import QdqModel
 from lfm_onnx.export.npu.quantization import DATA_MOVEMENT, HEADROOM, QuantizationParameters, assign
 from lfm_onnx.export.npu.static_graph import StaticGraph, Value, WeightKind
-from lfm_onnx.export.npu.weight_codes import StoredAs, pack_halves, pack_int4, quantize_blocks, quantize_weight
+from lfm_onnx.export.npu.weight_codes import StoredAs, pack_halves, quantize_blocks, quantize_weight
 from lfm_onnx.reference.model import Reference
 from onnx import TensorProto, helper
 
@@ -143,7 +144,7 @@ def _checked(
     initializers = []
     for name, array in tensors.items():
         if name == "w4":
-            packed = pack_int4(array).tobytes()
+            packed = pack_int4(array.reshape(-1)).tobytes()
             initializers.append(helper.make_tensor(name, TensorProto.INT4, array.shape, packed, raw=True))
         else:
             initializers.append(onnx.numpy_helper.from_array(array, name))
