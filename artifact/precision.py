@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .formats import BlockFormat
+from .method import Method
 
 _FLOAT32: np.dtype[np.generic] = np.dtype(np.float32)
 
@@ -31,12 +32,12 @@ class Precision:
         return self.weights.name
 
     @property
-    def default_method(self) -> str:
+    def default_method(self) -> Method:
         """How blocks are made unless the caller says: the best quality that takes minutes at 8.5 B parameters.
 
         At 8 bits no method has anything to gain.
         """
-        return "rtn" if isinstance(self.weights, BlockFormat) and self.weights.bits == 8 else "gptq"
+        return Method.RTN if isinstance(self.weights, BlockFormat) and self.weights.bits == 8 else Method.GPTQ
 
     @property
     def model_file(self) -> str:

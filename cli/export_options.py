@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 import click
 
 from ..artifact.formats import SCALE_DTYPES
+from ..artifact.method import Method
 from ..artifact.precision import PRECISIONS
 from ..export.ops import OpsProfile
 from ..quantize.calibration_text import DEFAULT_CALIBRATION_TOKENS
-from ..quantize.recipe import METHODS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -59,7 +59,12 @@ _OPTIONS = (
         show_default=True,
         help="custom: with ONNX Runtime's contrib ops, fastest there; standard: ai.onnx alone, for any runtime.",
     ),
-    click.option("--method", type=click.Choice(METHODS), help="How blocks are made [default: the precision's best]."),
+    click.option(
+        "--method",
+        type=click.Choice([method.value for method in Method]),
+        callback=lambda _ctx, _param, value: None if value is None else Method(value),
+        help="How blocks are made [default: the precision's best].",
+    ),
     click.option("--block-size", type=click.Choice(["32", "64", "128"]), help="Weights per scale [default: 32]."),
     click.option("--scale-dtype", type=click.Choice(SCALE_DTYPES), help="Type of the scales [default: float16]."),
     click.option("--zero-points", is_flag=True, help="Store a zero point per block."),

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ..artifact.formats import BlockFormat
+from ..artifact.method import Method
 from ..artifact.precision import FP32, PRECISIONS, Q4, Precision
 from ..checkpoint.checkpoint import Checkpoint
 from ..errors import InputError
 from ..quantize.choice import ChosenFormats, choose_formats
-from ..quantize.methods import Method
 from ..quantize.quantization import QuantizationOptions, settle_quantization
 from ..quantize.recipe import Recipe, read_recipe
 from ..quantize.tensor_groups import Formats
@@ -30,7 +30,7 @@ class ExportRequest:
     output: Path
     precision: str | None
     ops: str
-    method: str | None
+    method: Method | None
     block_size: str | None
     scale_dtype: str | None
     zero_points: bool
@@ -73,7 +73,7 @@ def settle(
         return plan_export(source, options), None
     if recipe is None:
         # What cannot be exported at all is said before any text is read or written for calibration.
-        plain = replace(own, method=Method.RTN.value, calibration=None)
+        plain = replace(own, method=Method.RTN, calibration=None)
         plan_export(source, options, settle_quantization(source, precision, plain, tokenizer=False))
     quantization = settle_quantization(source, precision, own, tokenizer=request.tokenizer)
     if quantization.note is not None:

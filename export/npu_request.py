@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..artifact.method import Method
 from ..checkpoint.checkpoint import Checkpoint
 from ..errors import InputError
-from ..quantize.methods import Method
 from ..quantize.own_text import writes_own_text
 from ..quantize.quantization import calibration_sequences
 from .npu import NpuOptions, NpuWeights, PartPlan, export_npu, plan_parts
@@ -35,7 +35,7 @@ class NpuRequest:
     memory_budget: int | None = None
     share_experts: bool = False
     headroom: float | None = None
-    method: str | None = None
+    method: Method | None = None
     threads: int | None = None
     calibration: Path | None = None
     calibration_tokens: int | None = None
@@ -117,7 +117,7 @@ def plan_npu(source: Checkpoint, request: NpuRequest) -> NpuPlan:
     precision = request.precision or DEFAULT_PRECISION
     if precision not in WEIGHTS:
         raise InputError(f"--target qnn has --precision q4 (int4 weights) or q8 (int8), not {precision}")
-    method = Method(request.method) if request.method is not None else DEFAULT_METHOD
+    method = request.method or DEFAULT_METHOD
     if method is Method.SEARCH:
         raise InputError("--target qnn has --method gptq or rtn, not search")
     longest = source.config.max_position_embeddings

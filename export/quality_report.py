@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..artifact.formats import BlockFormat
+from ..artifact.method import Method
 from ..quantize.choice import HeldOutText
 from ..quantize.quantization import Quantization
 from ..quantize.report.contents import ExpertUsage, Promise, QuantizationReport, TensorResult, VariantResult
@@ -40,7 +41,7 @@ def quality_report(exported: Exported, progress: Progress) -> QuantizationReport
         identity={
             "artifact": exported.result["output"],
             "precision": plan.options.precision.name,
-            "method": recipe.method,
+            "method": recipe.method.value,
             "calibration": "none" if recipe.calibration is None else str(quantization.calibration or "default text"),
         },
         variants=tuple(variants),
@@ -61,10 +62,10 @@ def _variants(written: Quantization) -> Iterator[tuple[str, Quantization]]:
     config = written.checkpoint.config
     uniform = [("q4 rtn", formats_of_all(config, BlockFormat(4))), ("q8 rtn", formats_of_all(config, BlockFormat(8)))]
     for name, formats in [("the same formats, rtn", recipe.formats), *uniform]:
-        key = ("rtn", tuple(formats.items()))
+        key = (Method.RTN, tuple(formats.items()))
         if key not in seen:
             seen.add(key)
-            yield name, written.with_formats(formats, "rtn")
+            yield name, written.with_formats(formats, Method.RTN)
 
 
 def _original(quantization: Quantization) -> VariantResult:
@@ -85,7 +86,7 @@ def _measured(exported: Exported, name: str, quantization: Quantization, text: H
     names = {fmt.name for fmt in formats.values()}
     return VariantResult(
         name,
-        quantization.recipe.method,
+        quantization.recipe.method.value,
         names.pop() if len(names) == 1 else "mixed",
         plan_export(plan.checkpoint, plan.options, quantization).weight_bytes,
         bits,
@@ -111,7 +112,7 @@ def _tensor(exported: Exported, group: TensorGroup, reports: dict[str, dict[str,
         8 * nbytes / group.parameters,
         nbytes,
         group.parameters,
-        recipe.method,
+        recipe.method.value,
         error=_largest(known, "relative_error"),
         round_to_nearest_error=_largest(known, "round_to_nearest_error"),
         sensitivity=None if exported.chosen is None else exported.chosen.effect(group.name),

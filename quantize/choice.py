@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ..artifact.formats import BlockFormat, Float32
+from ..artifact.method import Method
 from ..artifact.precision import Precision
 from ..errors import InputError, PromiseError
 from ..reference.weights import ConvertedWeights, Weights
@@ -79,7 +80,7 @@ def choose_formats(
     """
     base = precision.weights
     assert isinstance(base, BlockFormat)
-    if quantization.recipe.method != "rtn" and not quantization.calibrated:
+    if quantization.recipe.method is not Method.RTN and not quantization.calibrated:
         raise InputError("--budget and --max-kld measure on text, which needs a tokenizer: leave out --no-tokenizer")
     candidates = candidate_formats(base.scale_dtype, symmetric=base.symmetric)
     text = calibration_sequences(quantization.checkpoint, quantization.calibration, SENSITIVITY_TOKENS)

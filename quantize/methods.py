@@ -6,12 +6,12 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
 from ..artifact.formats import BlockFormat, Float32, QuantizedRows
+from ..artifact.method import Method
 from .blas_threads import single_threaded_blas
 from .gptq import quantize_gptq
 from .hessian import HessianFactor, shrunk
@@ -34,14 +34,6 @@ HEAD_DAMPING = 0.3
 
 _KEPT_STATISTICS = 6
 _HEADS = ("model.embed_tokens.weight", "lm_head.weight")
-
-
-class Method(str, Enum):
-    """How codes and scales are chosen; the value is the name on the command line."""
-
-    RTN = "rtn"
-    SEARCH = "search"
-    GPTQ = "gptq"
 
 
 @dataclass
@@ -67,13 +59,13 @@ class Quantizer:
 
     def __init__(
         self,
-        method: Method | str,
+        method: Method,
         checkpoint: Checkpoint | None = None,
         sequences: Sequence[npt.ArrayLike] | None = None,
         *,
         threads: int | None = None,
     ) -> None:
-        self.method = Method(method)
+        self.method = method
         if self.method is Method.GPTQ and (checkpoint is None or sequences is None):
             raise ValueError("gptq needs the checkpoint and calibration text")
         self._inputs = None

@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..artifact.formats import BlockFormat, Float32, QuantizedRows
+from ..artifact.method import Method
 from ..artifact.precision import Precision
 from ..errors import InputError
 from .calibration_text import DEFAULT_CALIBRATION_TOKENS, TextHalf, load_calibration
-from .methods import Method, Quantizer
+from .methods import Quantizer
 from .own_text import own_text, writes_own_text
 from .recipe import CalibrationText, Recipe
 from .tensor_groups import Formats, formats_of_all, tensor_groups
@@ -34,7 +35,7 @@ class QuantizationOptions:
     ``recipe`` replaces method, formats and number of calibration tokens by what it says.
     """
 
-    method: str | None = None
+    method: Method | None = None
     calibration: Path | None = None
     calibration_tokens: int = DEFAULT_CALIBRATION_TOKENS
     threads: int | None = None
@@ -62,7 +63,7 @@ class Quantization:
     def quantizer(self) -> Quantizer:
         with self._lock:
             if "quantizer" not in self._made:
-                method = Method(self.recipe.method)
+                method = self.recipe.method
                 self._made["quantizer"] = Quantizer(method, self.checkpoint, self.sequences, threads=self.threads)
             return self._made["quantizer"]
 
@@ -94,11 +95,11 @@ class Quantization:
         groups = tensor_groups(self.checkpoint.config)
         return {weight.name: self.recipe.formats[group.name] for group in groups for weight in group.weights}
 
-    def with_formats(self, formats: Formats, method: str | None = None) -> Quantization:
+    def with_formats(self, formats: Formats, method: Method | None = None) -> Quantization:
         """The same text and, unless another is given, method, for other formats; with a quantizer of its own."""
         method = method or self.recipe.method
         recipe = replace(self.recipe, formats=dict(formats), method=method)
-        if method == Method.RTN.value:
+        if method is Method.RTN:
             recipe = replace(recipe, calibration=None)
         return replace(self, recipe=recipe, _made={}, _lock=threading.Lock())
 
@@ -127,14 +128,14 @@ def settle_quantization(
     else:
         method, note = _method(precision, options, tokenizer)
         formats = formats_of_all(checkpoint.config, fmt)
-        calibrates = tokenizer and method != Method.RTN.value
+        calibrates = tokenizer and method is not Method.RTN
     if calibrates and not tokenizer:
         raise InputError(
             f"{'this recipe' if recipe else method} needs calibration text, and that a tokenizer: leave out "
             "--no-tokenizer, or use --method rtn or search"
         )
     if options.calibration is not None and not calibrates:
-        reason = "without a tokenizer nothing" if method != Method.RTN.value and not recipe else f"{method} here not"
+        reason = "without a tokenizer nothing" if method is not Method.RTN and not recipe else f"{method} here not"
         raise InputError(f"--calibration: {reason} is calibrated; leave it out")
     if not calibrates:
         recipe = recipe or Recipe(precision.name, method, formats)
@@ -174,12 +175,12 @@ def sequences_digest(sequences: Sequence[npt.NDArray[np.int64]]) -> str:
     return digest.hexdigest()
 
 
-def _method(precision: Precision, options: QuantizationOptions, tokenizer: bool) -> tuple[str, str | None]:
+def _method(precision: Precision, options: QuantizationOptions, tokenizer: bool) -> tuple[Method, str | None]:
     """The method to use, and a note where the default needs a tokenizer that is not there."""
-    method = options.method or precision.default_method
-    if tokenizer or method == Method.RTN.value:
+    method = Method(options.method or precision.default_method)
+    if tokenizer or method is Method.RTN:
         return method, None
-    if options.method == Method.GPTQ.value or options.calibration is not None:
+    if options.method == Method.GPTQ or options.calibration is not None:
         raise InputError(
             f"{'--calibration' if options.calibration is not None else '--method gptq'} needs a tokenizer: leave out "
             "--no-tokenizer, or use --method rtn or search alone"
@@ -187,7 +188,7 @@ def _method(precision: Precision, options: QuantizationOptions, tokenizer: bool)
     if options.method is not None:
         return method, None
     note = "without a tokenizer no text can calibrate: the search weighs all columns of a weight the same"
-    return Method.SEARCH.value, note
+    return Method.SEARCH, note
 
 
 def _check_replay(recipe: Recipe, precision: Precision, options: QuantizationOptions) -> None:

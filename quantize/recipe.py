@@ -11,14 +11,13 @@ from typing import Any
 
 from ..artifact.artifact import MANIFEST_NAME
 from ..artifact.formats import BlockFormat
+from ..artifact.method import Method
 from ..checkpoint.config import LfmConfig
 from ..errors import InputError
 from ..strict_json import parse_json, shown
 from .tensor_groups import Formats, tensor_groups
 
 RECIPE_VERSION = 1
-METHODS = ("rtn", "search", "gptq")
-"""Round to nearest; the search for the scale of least error; GPTQ."""
 
 _MAX_BYTES = 16 << 20
 _FORMAT_NAME = re.compile(r"int(4|8)-block(32|64|128)-(symmetric|zero-points)-(float16|float32)")
@@ -55,7 +54,7 @@ class Recipe:
     """
 
     precision: str
-    method: str
+    method: Method
     formats: Formats
     calibration: CalibrationText | None = None
     choice: Choice | None = None
@@ -66,7 +65,7 @@ class Recipe:
         return {
             "recipe_version": RECIPE_VERSION,
             "precision": self.precision,
-            "method": self.method,
+            "method": self.method.value,
             "calibration": None if text is None else {"sha256": text.sha256, "tokens": text.tokens},
             "choice": None if self.choice is None else self.choice.to_dict(),
             "formats": {group: fmt.name for group, fmt in self.formats.items()},
@@ -109,16 +108,23 @@ def parse_recipe(data: Any, config: LfmConfig, file: str) -> Recipe:
     version = data["recipe_version"]
     if isinstance(version, bool) or version != RECIPE_VERSION:
         raise InputError(f"{file}: recipe_version is {shown(version)}, this lfm-onnx reads {RECIPE_VERSION}")
-    if data["method"] not in METHODS:
-        raise InputError(f"{file}: method is {shown(data['method'])}, expected one of {', '.join(METHODS)}")
+    method = _method(data["method"], file)
     precision = data["precision"]
     if not isinstance(precision, str):
         raise InputError(f"{file}: precision is {shown(precision)}, expected a name such as q4")
     formats = _formats(data["formats"], config, file)
     text, choice = _calibration(data["calibration"], file), _choice(data["choice"], file)
-    if data["method"] == "gptq" and text is None:
+    if method is Method.GPTQ and text is None:
         raise InputError(f"{file}: method gptq needs calibration")
-    return Recipe(precision, data["method"], formats, text, choice)
+    return Recipe(precision, method, formats, text, choice)
+
+
+def _method(data: Any, file: str) -> Method:
+    try:
+        return Method(data)
+    except ValueError:
+        names = ", ".join(method.value for method in Method)
+        raise InputError(f"{file}: method is {shown(data)}, expected one of {names}") from None
 
 
 def _choice(data: Any, file: str) -> Choice | None:

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..artifact.formats import BlockFormat
+from ..artifact.method import Method
 from ..errors import InputError
 from ..hardware.cores import thread_count
 from ..reference.layers import Streams, embed, feed_forward, operator
@@ -92,7 +93,7 @@ class _Sensitivity:
         self.measures = _operations(self.groups, sequences, len(candidates)) <= MEASURED_OPERATIONS
         if not self.measures:
             # The order of the formats is the same by any method, and this one takes a fraction of the time.
-            self.quantization = quantization.with_formats(quantization.recipe.formats, "rtn")
+            self.quantization = quantization.with_formats(quantization.recipe.formats, Method.RTN)
 
     def run(self) -> list[GroupOptions]:
         by_layer: dict[int | None, list[TensorGroup]] = {}

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from ... import __version__
+from ...artifact.method import Method
 from ...checkpoint.checkpoint import Checkpoint
 from ...quantize.calibration_text import load_calibration
-from ...quantize.methods import Method
 from ..client_configs import require_tokenizer
 from ..manifest import SourceHash
 from ..staging import Staging, check_space, check_target

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import numpy.typing as npt
 
+from ...artifact.method import Method
 from ...checkpoint.checkpoint import Checkpoint
 from ...quantize.hessian import HessianFactor
-from ...quantize.methods import Method, Quantizer
+from ...quantize.methods import Quantizer
 
 _WEIGHT = re.compile(r"layers\.(\d+)\.(.+)")
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from exported_model import Array, ExportedModel, Ids, export_quietly, padded
 from lfm_onnx.artifact.artifact import Artifact
 from lfm_onnx.artifact.formats import BlockFormat, dequantize
+from lfm_onnx.artifact.method import Method
 from lfm_onnx.artifact.precision import Q4, Q8, Precision
 from lfm_onnx.checkpoint.checkpoint import Checkpoint
 from lfm_onnx.checkpoint.config import LfmConfig
@@ -25,7 +26,7 @@ from lfm_onnx.cli.main import main
 from lfm_onnx.errors import CheckpointError, InputError
 from lfm_onnx.export import ExportOptions, OpsProfile, plan_export
 from lfm_onnx.export.block_weights import BlockWeight
-from lfm_onnx.quantize.methods import Method, Quantizer
+from lfm_onnx.quantize.methods import Quantizer
 from lfm_onnx.quantize.round_to_nearest import quantize_round_to_nearest
 from lfm_onnx.reference.model import Reference
 from lfm_onnx.runtime.parity.onnx_runner import OnnxRunner

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lfm_onnx.artifact.formats import BlockFormat, dequantize
+from lfm_onnx.artifact.method import Method
 from lfm_onnx.checkpoint.checkpoint import Checkpoint
 from lfm_onnx.errors import InputError
 from lfm_onnx.quantize.layer_inputs import LayerInputs
-from lfm_onnx.quantize.methods import LEAST_EXPERT_TOKENS, Method, Quantizer
+from lfm_onnx.quantize.methods import LEAST_EXPERT_TOKENS, Quantizer
 from lfm_onnx.quantize.own_text import own_text, writes_own_text
 from lfm_onnx.quantize.round_to_nearest import quantize_round_to_nearest
 from lfm_onnx.quantize.scale_search import quantize_scale_search
@@ -181,12 +182,12 @@ def test_experts_that_the_text_rarely_chooses_fall_back_to_the_search_and_are_re
 
 def test_methods_without_calibration(moe: Checkpoint) -> None:
     weights = np.random.default_rng(0).standard_normal((8, 64), np.float32)
-    plain = Quantizer("rtn").quantize("any", weights, 0, FMT)
+    plain = Quantizer(Method.RTN).quantize("any", weights, 0, FMT)
     assert plain.data.tobytes() == quantize_round_to_nearest(weights, FMT).data.tobytes()
-    searched = Quantizer("search").quantize("any", weights, 0, FMT)
+    searched = Quantizer(Method.SEARCH).quantize("any", weights, 0, FMT)
     assert searched.data.tobytes() == quantize_scale_search(weights, FMT).data.tobytes()
     with pytest.raises(ValueError, match="calibration text"):
-        Quantizer("gptq", moe)
+        Quantizer(Method.GPTQ, moe)
 
 
 def test_an_untied_embedding_that_is_only_looked_up_is_searched_without_weights(
@@ -194,7 +195,7 @@ def test_an_untied_embedding_that_is_only_looked_up_is_searched_without_weights(
 ) -> None:
     checkpoint = Checkpoint.open(variant_checkpoint("moe_untied"))
     table = checkpoint.float32(HEAD)
-    made = Quantizer("gptq", checkpoint, sequences_of(checkpoint)).quantize(HEAD, table, 0, FMT)
+    made = Quantizer(Method.GPTQ, checkpoint, sequences_of(checkpoint)).quantize(HEAD, table, 0, FMT)
     assert made.data.tobytes() == quantize_scale_search(table, FMT).data.tobytes()
 
 
@@ -260,5 +261,7 @@ def test_calibrated_on_its_own_text_the_model_stays_nearer_to_itself(tiny_lfm: P
     """On text that the calibration did not see, against rounding to nearest at the same bytes."""
     checkpoint = Checkpoint.open(tiny_lfm)
     seen, unseen = own_text(checkpoint, 2048, seed=1), own_text(checkpoint, 768, seed=2)
-    rtn, gptq = (divergence(checkpoint, Quantizer(method, checkpoint, seen), unseen) for method in ("rtn", "gptq"))
+    rtn, gptq = (
+        divergence(checkpoint, Quantizer(method, checkpoint, seen), unseen) for method in (Method.RTN, Method.GPTQ)
+    )
     assert gptq < 0.75 * rtn

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from lfm_onnx.artifact.artifact import Artifact
 from lfm_onnx.artifact.formats import BlockFormat
+from lfm_onnx.artifact.method import Method
 from lfm_onnx.checkpoint.config import LfmConfig
 from lfm_onnx.cli.main import main
 from lfm_onnx.errors import InputError
@@ -28,7 +29,7 @@ def config(tiny_lfm: Path) -> LfmConfig:
 @pytest.fixture
 def recipe(config: LfmConfig) -> Recipe:
     formats = formats_of_all(config, BlockFormat(4, 64)) | {"model.embed_tokens": BlockFormat(8)}
-    return Recipe("q4", "gptq", formats, CalibrationText("0" * 64, 2048), Choice(max_kld=0.1, kld=0.05))
+    return Recipe("q4", Method.GPTQ, formats, CalibrationText("0" * 64, 2048), Choice(max_kld=0.1, kld=0.05))
 
 
 def export(*arguments: object) -> str:
@@ -126,7 +127,7 @@ def test_formats_by_tensor_reach_the_graph_and_replay_to_the_same_bytes(tiny_lfm
         "model.layers.3.feed_forward.experts": BlockFormat(8, 32),
     }
     path = tmp_path / "recipe.json"
-    path.write_text(json.dumps(Recipe("q4", "rtn", mixed).to_dict()))
+    path.write_text(json.dumps(Recipe("q4", Method.RTN, mixed).to_dict()))
     export(tiny_lfm, "-o", tmp_path / "first", "--recipe", path)
     entry = Artifact.open(tmp_path / "first", verify="full").entry
     assert entry["quantization"]["recipe"]["formats"] == {name: fmt.name for name, fmt in mixed.items()}

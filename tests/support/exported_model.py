@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
+from lfm_onnx.artifact.method import Method
 from lfm_onnx.artifact.precision import FP32, Precision
 from lfm_onnx.checkpoint.checkpoint import Checkpoint
 from lfm_onnx.export import ExportOptions, OpsProfile, export_checkpoint
@@ -23,7 +24,7 @@ def export_quietly(
     folder: Path,
     ops_profile: OpsProfile = OpsProfile.CUSTOM,
     precision: Precision = FP32,
-    method: str | None = "rtn",
+    method: Method | None = Method.RTN,
 ) -> Path:
     """Export to ``folder``, tokenizer files as far as there are any; the path of the .onnx file."""
     options = ExportOptions(
