@@ -20,7 +20,7 @@ from ..quantize.recipe import Recipe, read_recipe
 from ..quantize.tensor_groups import Formats
 from .exporter import ExportOptions, ExportPlan, export_checkpoint, plan_export
 from .ops import OpsProfile
-from .staging import check_target
+from .output_folder import check_target, output_folder
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def run_export(
     """
     started = time.perf_counter()
     if not request.dry_run:
-        check_target(request.output.absolute(), replace=request.force)
+        check_target(output_folder(request.output), replace=request.force, source=source.folder)
     plan, chosen = settle(source, request, progress)
     if request.dry_run:
         result = {"dry_run": True, "output": str(request.output), **plan.to_dict()}

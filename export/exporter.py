@@ -24,7 +24,8 @@ from .data_files import DataFile, plan_data_files, write_data_file
 from .decoder import GraphOptions, declare_model
 from .manifest import SourceHash, build_manifest, describe_file, identity, state_bytes
 from .ops import OpsProfile
-from .staging import Staging, check_space, check_target
+from .output_folder import check_space, check_target, output_folder
+from .staging import Staging
 from .weight_parameters import WeightFormats, check_block_formats
 from .weights import WeightTensor, weight_tensors
 
@@ -153,9 +154,9 @@ def export_checkpoint(
     ``on_bytes`` is told of every piece of weights written (``ExportPlan.data_bytes`` in all). Interrupted, the folder
     is not there, and the next call with the same arguments goes on from the data files that were finished.
     """
-    output = Path(output).absolute()
+    output = output_folder(output)
     plan = plan or plan_export(checkpoint, options or ExportOptions())
-    check_target(output, replace=plan.options.replace)
+    check_target(output, replace=plan.options.replace, source=checkpoint.folder)
     staging = Staging(output, _fingerprint(plan), replace=plan.options.replace)
     with staging.open():
         done = [record for file in plan.data_files if (record := staging.finished(f"onnx/{file.name}"))]

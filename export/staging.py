@@ -3,32 +3,42 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from ..artifact.artifact import MANIFEST_NAME
 from ..errors import OutputError
-from ..strict_json import parse_json
-
-_JOURNAL = "journal.jsonl"
+from .journal import (
+    JOURNAL,
+    NEW_JOURNAL,
+    append_to_journal,
+    has_journal,
+    is_real_file,
+    is_real_folder,
+    read_journal,
+    remove_folder,
+    start_journal,
+)
+from .output_folder import check_target
+from .output_lock import exclusive
 
 
 class Staging:
     """The hidden folder ``.NAME.partial`` beside the output folder, with a journal of the files finished in it.
 
     A run that was interrupted leaves it behind; the next run with the same fingerprint keeps its finished files, one
-    with another fingerprint empties it. ``.NAME.lock`` beside it is held by the run that is at work.
+    with another fingerprint empties it. ``.NAME.lock`` beside it is held by the run that is at work. An artifact that
+    is replaced stands as ``.NAME.replaced`` for a moment. Only folders with a journal are emptied or removed, and no
+    link is followed: what else has such a name is refused, or left as it is.
+
+    target: as ``output_folder`` gives it.
     """
 
     def __init__(self, target: Path, fingerprint: str, *, replace: bool) -> None:
         self.target = target
         self.folder = target.parent / f".{target.name}.partial"
-        self._replaced = target.parent / f".{target.name}.replaced"
         self._fingerprint = fingerprint
         self._replace = replace
         self._finished: dict[str, dict[str, Any]] = {}
@@ -39,13 +49,16 @@ class Staging:
         check_target(self.target, replace=self._replace)
         absent = [folder for folder in self.target.parents if not folder.exists()]
         try:
-            self.target.parent.mkdir(parents=True, exist_ok=True)
-            with _exclusive(self.target), self._removed_after_errors():
-                self._recover()
-                check_target(self.target, replace=self._replace)
-                self.folder.mkdir(exist_ok=True)
-                self._resume()
-                yield self
+            with self._one_line():
+                self.target.parent.mkdir(parents=True, exist_ok=True)
+            with exclusive(self.target):
+                with self._one_line():
+                    self._recover()
+                    check_target(self.target, replace=self._replace)
+                    self._claim()
+                with self._removed_after_errors(), self._one_line():
+                    self._resume()
+                    yield self
         except Exception:
             for folder in absent:
                 with contextlib.suppress(OSError):
@@ -53,168 +66,106 @@ class Staging:
             raise
 
     @contextlib.contextmanager
-    def _removed_after_errors(self) -> Iterator[None]:
+    def _one_line(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            shutil.rmtree(self.folder, ignore_errors=True)
             raise OutputError(f"writing {self.target} failed: {error.strerror or error}; nothing was kept") from None
+
+    @contextlib.contextmanager
+    def _removed_after_errors(self) -> Iterator[None]:
+        try:
+            yield
         except Exception:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            remove_folder(self.folder)
             raise
 
     def finished(self, name: str) -> dict[str, Any] | None:
         """The record of a file that an earlier run finished, if it is still as that run left it."""
         record = self._finished.get(name)
         path = self.folder / name
-        if record is None or not path.is_file() or path.stat().st_size != record.get("bytes"):
+        if record is None or not is_real_file(path) or path.stat().st_size != record.get("bytes"):
             return None
         return record
 
     def finish(self, name: str, record: dict[str, Any]) -> None:
         """Note durably that the file ``name`` is complete; ``record`` has its ``bytes``."""
         self._finished[name] = record
-        self._append({"name": name, **record})
+        append_to_journal(self.folder, {"name": name, **record})
 
     def publish(self) -> None:
         """Make the folder the output folder; what stood there is replaced in one step."""
-        (self.folder / _JOURNAL).unlink()
         check_target(self.target, replace=self._replace)
-        if not self.target.exists():
+        replaced = None
+        if is_real_folder(self.target) and any(self.target.iterdir()):
+            replaced = self._swap()
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                self.target.rmdir()
             os.rename(self.folder, self.target)
-            return
-        os.rename(self.target, self._replaced)
+        (self.target / JOURNAL).unlink()
+        if replaced is not None:
+            remove_folder(replaced)
+
+    def _swap(self) -> Path:
+        """Put the folder in the place of an artifact; where that stands now, with a journal by which it is ours."""
+        aside = self._free_name()
+        start_journal(self.target, [{"fingerprint": self._fingerprint}])
         try:
-            os.rename(self.folder, self.target)
+            os.rename(self.target, aside)
+            try:
+                os.rename(self.folder, self.target)
+            except OSError:
+                os.rename(aside, self.target)
+                raise
         except OSError:
-            os.rename(self._replaced, self.target)
+            (self.target / JOURNAL).unlink()
             raise
-        shutil.rmtree(self._replaced, ignore_errors=True)
+        return aside
+
+    def _free_name(self) -> Path:
+        name, number = f".{self.target.name}.replaced", 1
+        while os.path.lexists(self.target.parent / name):
+            number += 1
+            name = f".{self.target.name}.replaced-{number}"
+        return self.target.parent / name
 
     def _recover(self) -> None:
         """Finish or undo the replacing that an earlier run was killed in."""
-        if not self._replaced.exists():
-            return
-        if self.target.exists():
-            shutil.rmtree(self._replaced)
-        else:
-            os.rename(self._replaced, self.target)
+        prefix = f".{self.target.name}.replaced"
+        for name in sorted(os.listdir(self.target.parent)):
+            aside = self.target.parent / name
+            if name.partition("-")[0] != prefix or not is_real_folder(aside):
+                continue
+            if not os.path.lexists(self.target) and is_real_file(aside / MANIFEST_NAME):
+                os.rename(aside, self.target)
+            elif has_journal(aside):
+                remove_folder(aside)
+        if has_journal(self.target):
+            (self.target / JOURNAL).unlink()
+
+    def _claim(self) -> None:
+        """Make the folder, or take the one of an earlier run; OutputError where another thing has its name."""
+        try:
+            self.folder.mkdir()
+        except FileExistsError:
+            begun = is_real_folder(self.folder) and set(os.listdir(self.folder)) <= {NEW_JOURNAL}
+            if not begun and not has_journal(self.folder):
+                kind = "a link" if self.folder.is_symlink() else "not the work of an export (it has no journal)"
+                raise OutputError(f"{self.folder} is {kind}; move it away or choose another output folder") from None
 
     def _resume(self) -> None:
-        journal = self.folder / _JOURNAL
-        lines = journal.read_text(encoding="utf-8").splitlines() if journal.is_file() else []
-        records = []
-        for line in lines:
-            try:
-                records.append(json.loads(line))
-            except ValueError:
-                break  # the run ended while it wrote this line
-        if records and records[0] == {"fingerprint": self._fingerprint}:
-            self._finished = {record["name"]: record for record in records[1:]}
-            keep = {_JOURNAL, *self._finished}
-        else:
-            keep = set()
-        for path in sorted(self.folder.rglob("*"), reverse=True):
-            if path.is_dir():
-                with contextlib.suppress(OSError):
-                    path.rmdir()
-            elif path.relative_to(self.folder).as_posix() not in keep:
-                path.unlink()
-        if _JOURNAL not in keep:
-            self._append({"fingerprint": self._fingerprint})
-        else:  # drop a half line
-            journal.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-
-    def _append(self, record: dict[str, Any]) -> None:
-        with (self.folder / _JOURNAL).open("a", encoding="utf-8") as journal:
-            journal.write(json.dumps(record) + "\n")
-            journal.flush()
-            os.fsync(journal.fileno())
-
-
-def check_target(target: Path, *, replace: bool) -> None:
-    """OutputError unless an artifact may be put at ``target``: absent, empty, or an artifact that may be replaced."""
-    try:
-        _check_target(target, replace)
-    except OSError as error:
-        raise OutputError(f"{target}: {error.strerror}; choose another output folder") from None
-
-
-def _check_target(target: Path, replace: bool) -> None:
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise OutputError(f"{target} is not a folder; choose another output folder")
-    parent = next(folder for folder in target.absolute().parents if folder.exists())
-    if not parent.is_dir():
-        raise OutputError(f"{parent} is not a folder; choose another output folder")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise OutputError(f"{parent} is not writable; choose another output folder")
-    if not target.exists():
-        return
-    if os.path.ismount(target):
-        raise OutputError(f"{target} is a mount point, which cannot be replaced by a rename; choose a folder in it")
-    if not any(target.iterdir()):
-        return
-    if not (target / MANIFEST_NAME).is_file():
-        raise OutputError(f"{target} is not empty and no artifact (it has no {MANIFEST_NAME}); choose another folder")
-    if not replace:
-        raise OutputError(f"{target} already holds an artifact; add --force to replace it or choose another folder")
-    if (stranger := _file_of_no_export(target)) is not None:
-        raise OutputError(f"{target} also holds {stranger}, which no export wrote; move it or choose another folder")
-
-
-def _file_of_no_export(target: Path) -> str | None:
-    """A file of an artifact folder that its manifest does not list, relative to the folder."""
-    try:
-        manifest = parse_json((target / MANIFEST_NAME).read_bytes())
-        listed = {MANIFEST_NAME, *(entry["path"] for entry in manifest["files"])}
-    except (ValueError, TypeError, KeyError):
-        listed = {MANIFEST_NAME}
-    files = (path for path in sorted(target.rglob("*")) if path.is_symlink() or not path.is_dir())
-    names = (path.relative_to(target).as_posix() for path in files)
-    return next((name for name in names if name not in listed), None)
-
-
-def check_space(target: Path, needed: int) -> None:
-    """OutputError if the file system of ``target`` has fewer than ``needed`` bytes free."""
-    existing = next(folder for folder in target.absolute().parents if folder.exists())
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        raise OutputError(
-            f"not enough space for {target}: {needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free; "
-            "free some or choose another disk"
-        )
-
-
-@contextlib.contextmanager
-def _exclusive(target: Path) -> Iterator[None]:
-    """Hold ``.NAME.lock`` beside ``target``; OutputError where another run holds it."""
-    path = target.parent / f".{target.name}.lock"
-    try:
-        file = path.open("ab")
-    except OSError as error:
-        raise OutputError(f"cannot write to {target.parent}: {error.strerror}") from None
-    with file:
-        if not _lock(file) or not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            raise OutputError(f"another export to {target} is running; wait for it or choose another folder")
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):  # Windows removes no open file; an empty lock file does no harm
-                path.unlink()
-
-
-def _lock(file: BinaryIO) -> bool:
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError:  # a file system without locks
-        return True
-    return True
+        records = read_journal(self.folder) if has_journal(self.folder) else []
+        if not records or records[0] != {"fingerprint": self._fingerprint}:
+            records = [{"fingerprint": self._fingerprint}]
+        self._finished = {record["name"]: record for record in records[1:] if isinstance(record.get("name"), str)}
+        start_journal(self.folder, records)  # without a half line, and before any file goes: the folder stays ours
+        keep = {JOURNAL, *self._finished}
+        for folder, folders, files in os.walk(self.folder, topdown=False):
+            for name in files + folders:
+                path = Path(folder, name)
+                if is_real_folder(path):
+                    with contextlib.suppress(OSError):
+                        path.rmdir()
+                elif path.relative_to(self.folder).as_posix() not in keep or not is_real_file(path):
+                    path.unlink()

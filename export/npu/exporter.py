@@ -18,7 +18,8 @@ from ...checkpoint.checkpoint import Checkpoint
 from ...quantize.calibration_text import load_calibration
 from ..client_configs import require_tokenizer
 from ..manifest import SourceHash
-from ..staging import Staging, check_space, check_target
+from ..output_folder import check_space, check_target, output_folder
+from ..staging import Staging
 from .artifact_files import write_artifact_manifest, write_model_files
 from .calibration import Ids, calibrate
 from .float_model import OPSET
@@ -45,7 +46,7 @@ def export_npu(
     call with the same arguments goes on behind the last part that was finished.
     """
     options = options or NpuOptions()
-    output = Path(output).absolute()
+    output = output_folder(output)
     options.check(checkpoint)
     if options.tokenizer:
         require_tokenizer(checkpoint)
@@ -58,7 +59,7 @@ def export_npu(
         prefill=options.prefill,
         lengths=len(options.context_lengths),
     )
-    check_target(output, replace=options.replace)
+    check_target(output, replace=options.replace, source=checkpoint.folder)
     sequences = _sequences(checkpoint, options)
     staging = Staging(output, _fingerprint(checkpoint, options, parts, sequences), replace=options.replace)
     with staging.open():

@@ -22,7 +22,7 @@ from lfm_onnx.artifact.artifact import Artifact
 from lfm_onnx.checkpoint.checkpoint import Checkpoint
 from lfm_onnx.cli.main import main
 from lfm_onnx.errors import OutputError
-from lfm_onnx.export import ExportOptions, export_checkpoint, exporter, staging
+from lfm_onnx.export import ExportOptions, export_checkpoint, exporter, output_folder
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="uses POSIX signals and file systems")
 
@@ -320,7 +320,7 @@ def test_space_is_checked_before_with_the_numbers(
     tiny_lfm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(staging.shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 20_000_000, 20_000_000))
+    monkeypatch.setattr(output_folder.shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 20_000_000, 20_000_000))
     result = CliRunner().invoke(main, ["export", str(tiny_lfm), "-o", str(tmp_path / "deep" / "out")])
     assert result.exit_code == 2
     assert result.stderr == (
