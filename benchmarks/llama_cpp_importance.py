@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 from lfm_onnx.checkpoint.checkpoint import Checkpoint
+from lfm_onnx.export.decoder import model_weights
 from lfm_onnx.quantize.layer_inputs import LayerInputs
-from lfm_onnx.quantize.tensor_groups import tensor_groups
 
 Float32 = npt.NDArray[np.float32]
 
@@ -23,25 +23,24 @@ _GGUF_TENSORS = {
     "self_attn.out_proj.weight": ("attn_output",),
     "feed_forward.gate_up.weight": ("ffn_gate", "ffn_up"),
     "feed_forward.down.weight": ("ffn_down",),
-    "feed_forward.experts.gate_up_proj": ("ffn_gate_exps", "ffn_up_exps"),
+    "feed_forward.experts.gate_up": ("ffn_gate_exps", "ffn_up_exps"),
     "feed_forward.experts.down_proj": ("ffn_down_exps",),
 }
 
 
 def importance_matrix(checkpoint: Checkpoint, sequences: Sequence[npt.NDArray[np.int64]]) -> dict[str, Float32]:
     """By GGUF name; [K], of experts [experts * K]. An expert that the text never chooses has ones, as in the tool."""
-    inputs = LayerInputs(checkpoint, sequences)
+    weights = model_weights(checkpoint.config, blocks=True)
+    inputs = LayerInputs(checkpoint, weights, sequences)
     found: dict[str, Float32] = {}
-    for group in tensor_groups(checkpoint.config):
-        if group.layer is None:
+    for weight in weights:
+        if weight.group is None or weight.layer is None:
             continue
-        for weight in group.weights:
-            if weight.rows_per_expert:
-                experts = range(weight.rows // weight.rows_per_expert)
-                columns = [inputs.importance(weight.name, expert) for expert in experts]
-                values = np.concatenate([one if one.any() else np.ones_like(one) for one in columns])
-            else:
-                values = inputs.importance(weight.name)
-            inner = weight.name.removeprefix(f"model.layers.{group.layer}.")
-            found |= {f"blk.{group.layer}.{name}.weight": values for name in _GGUF_TENSORS[inner]}
+        if weight.experts:
+            columns = [inputs.importance(weight, expert) for expert in range(weight.experts)]
+            values = np.concatenate([one if one.any() else np.ones_like(one) for one in columns])
+        else:
+            values = inputs.importance(weight)
+        inner = weight.name.removeprefix(f"model.layers.{weight.layer}.")
+        found |= {f"blk.{weight.layer}.{name}.weight": values for name in _GGUF_TENSORS[inner]}
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from .config import LfmConfig
@@ -45,6 +46,11 @@ def expected_tensors(config: LfmConfig) -> Iterator[tuple[str, tuple[int, ...]]]
     yield "model.embedding_norm.weight", (hidden,)
     if not config.tie_word_embeddings:
         yield LM_HEAD, (config.vocab_size, hidden)
+
+
+def parameter_count(config: LfmConfig) -> int:
+    """Elements of all tensors; a tied head counts once."""
+    return sum(math.prod(shape) for _, shape in expected_tensors(config))
 
 
 def _conv_tensors(config: LfmConfig, conv: str) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -8,7 +8,6 @@ import sys
 import click
 
 from ..export.export_request import Exported
-from ..quantize.tensor_groups import tensor_groups
 
 
 def print_result(exported: Exported, *, as_json: bool) -> None:
@@ -46,7 +45,7 @@ def _quantization_lines(exported: Exported) -> list[str]:
     if chosen.measured is not None:
         found = chosen.measured
         lines.append(f"KLD {found.kld:.3g} nats (± {found.standard_error:.1g}) on {found.tokens} held-out tokens")
-    for group in tensor_groups(quantization.checkpoint.config):
+    for group in quantization.groups:
         fmt = quantization.recipe.formats[group.name]
         effect = chosen.effect(group.name)
         cost = "" if effect is None else f"  {effect:9.2e} nats"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,15 +16,16 @@ from onnx import numpy_helper
 from onnx.external_data_helper import ExternalDataInfo
 
 from ..artifact.artifact import Artifact
+from ..artifact.graph_weights import GraphWeight, Layout, current_name
 from ..checkpoint.checkpoint import Checkpoint, read_float32
 from ..checkpoint.config import CONFIG_NAME, read_config_file
 from ..checkpoint.expected_tensors import expected_tensors
 from ..errors import ArtifactError, CheckpointError
 from ..strict_json import shown
+from .decoder import model_weights
 
 _STORED = {onnx.TensorProto.FLOAT: "F32", onnx.TensorProto.FLOAT16: "F16"}
 _NUMPY: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
-_EXPERT = re.compile(r"(.+\.experts\.)(\d+)\.w([123])\.weight")
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,10 @@ class ArtifactSource(Checkpoint):
         self.context_length = artifact.context_length
         self.origin = _origin(artifact)
         stored = _stored_tensors(artifact)
-        self._parts = {name: self._part(stored, name, shape) for name, shape in expected_tensors(self.config)}
+        self._shapes = dict(expected_tensors(self.config))
+        table = model_weights(self.config, blocks=False)
+        parts = dict(part for weight in table for part in self._parts_of(stored, weight))
+        self._parts = {name: parts[name] for name in self._shapes}
 
     @classmethod
     def open(cls, source: str | Path, variant: str | None = None, **_: Any) -> ArtifactSource:
@@ -145,25 +149,28 @@ class ArtifactSource(Checkpoint):
         except KeyError:
             raise CheckpointError(f"{self.folder}: no tensor {shown(name)} in this model") from None
 
-    def _part(self, stored: dict[str, _Stored], name: str, shape: tuple[int, ...]) -> _Part:
-        config = self.config
-        if name.endswith(".conv.conv.weight"):
-            return _Part(self._take(stored, name, (shape[2], shape[0])), shape, taps=True)
-        if (match := _EXPERT.fullmatch(name)) is not None:
-            experts, expert, matrix = match[1], int(match[2]), match[3]
-            count, hidden, width = config.num_experts, config.hidden_size, config.moe_intermediate_size
-            if matrix == "2":
-                return _Part(self._take(stored, f"{experts}down_proj", (count, hidden, width)), shape, expert * hidden)
-            pairs = self._take(stored, f"{experts}gate_up_proj", (count, 2 * width, hidden))
-            return _Part(pairs, shape, expert * 2 * width + (matrix == "3"), 2)
-        return _Part(self._take(stored, name, shape), shape)
+    def _parts_of(self, stored: dict[str, _Stored], weight: GraphWeight) -> Iterator[tuple[str, _Part]]:
+        """The tensors of the checkpoint that the weight is made of, by name."""
+        if not weight.sources:
+            return
+        found = self._take(stored, weight)
+        for expert, sources in weight.sources_by_expert():
+            first = (expert or 0) * weight.rows_per_expert
+            for index, source in enumerate(sources):
+                shape = self._shapes[source]
+                if weight.layout is Layout.PAIRS:
+                    yield source, _Part(found, shape, first + index, 2)
+                    continue
+                yield source, _Part(found, shape, first, taps=weight.layout is Layout.TAPS)
+                first += shape[0]
 
-    def _take(self, stored: dict[str, _Stored], name: str, shape: tuple[int, ...]) -> _Stored:
-        found = stored.get(name)
-        if found is None or found.shape != shape:
-            what = "is missing" if found is None else f"has shape {list(found.shape)}, expected {list(shape)}"
+    def _take(self, stored: dict[str, _Stored], weight: GraphWeight) -> _Stored:
+        found = stored.get(weight.name)
+        if found is None or found.shape != weight.shape:
+            expected = list(weight.shape)
+            what = "is missing" if found is None else f"has shape {list(found.shape)}, expected {expected}"
             raise ArtifactError(
-                f"{self.artifact.model_path}: the weight {name} {what}; expected an artifact that this version "
+                f"{self.artifact.model_path}: the weight {weight.name} {what}; expected an artifact that this version "
                 "exported with --precision fp32 or fp16"
             )
         return found
@@ -183,7 +190,7 @@ def _origin(artifact: Artifact) -> dict[str, Any]:
 
 
 def _stored_tensors(artifact: Artifact) -> dict[str, _Stored]:
-    """The float initializers of the graph by name."""
+    """The float initializers of the graph by the names that they have today."""
     path = artifact.model_path
     try:
         model = onnx.load(path, load_external_data=False)
@@ -199,11 +206,11 @@ def _stored_tensors(artifact: Artifact) -> dict[str, _Stored]:
         dtype = _STORED.get(tensor.data_type)
         if dtype is None:
             continue
-        shape = tuple(tensor.dims)
+        name, shape = current_name(tensor.name), tuple(tensor.dims)
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            found[tensor.name] = _Stored(dtype, shape, inline=numpy_helper.to_array(tensor))
+            found[name] = _Stored(dtype, shape, inline=numpy_helper.to_array(tensor))
             continue
-        found[tensor.name] = _external(tensor, dtype, shape, files, path)
+        found[name] = _external(tensor, dtype, shape, files, path)
     return found
 
 

@@ -9,7 +9,7 @@ from ..artifact.formats import BlockFormat
 from ..checkpoint.config import LfmConfig
 from .graph_context import GraphContext, GroupQueryInputs, MaskedAttentionInputs
 from .modules import Linear, NormWeight, RMSNorm
-from .weight_parameters import WeightFormat
+from .weight_parameters import WeightScope
 
 
 class Attention(nn.Module):
@@ -18,22 +18,25 @@ class Attention(nn.Module):
     Cache: [batch, kv_heads, columns, head_dim] for keys (after norm and rotation) and values.
     """
 
-    def __init__(self, config: LfmConfig, weights: WeightFormat) -> None:
+    def __init__(self, config: LfmConfig, scope: WeightScope) -> None:
         super().__init__()
         width = config.num_attention_heads * config.head_dim
         self.config = config
-        if isinstance(weights, BlockFormat):
+        q_norm, k_norm = scope.scope("q_layernorm"), scope.scope("k_layernorm")
+        if isinstance(scope.format("qkv_proj"), BlockFormat):
             # One matrix, the rows of q, k and v below one another: activations are quantized and read once.
-            self.qkv_proj = Linear(config.hidden_size, width + 2 * config.kv_dim, weights)
-            self.q_layernorm: nn.Module = NormWeight(config.head_dim)
-            self.k_layernorm: nn.Module = NormWeight(config.head_dim)
+            parts = [scope.name(f"{part}_proj.weight") for part in "qkv"]
+            rows = width + 2 * config.kv_dim
+            self.qkv_proj = Linear(config.hidden_size, rows, scope.scope("qkv_proj"), sources=parts)
+            self.q_layernorm: nn.Module = NormWeight(config.head_dim, q_norm)
+            self.k_layernorm: nn.Module = NormWeight(config.head_dim, k_norm)
         else:
-            self.q_proj = Linear(config.hidden_size, width, weights)
-            self.k_proj = Linear(config.hidden_size, config.kv_dim, weights)
-            self.v_proj = Linear(config.hidden_size, config.kv_dim, weights)
-            self.q_layernorm = RMSNorm(config.head_dim, config.norm_eps)
-            self.k_layernorm = RMSNorm(config.head_dim, config.norm_eps)
-        self.out_proj = Linear(width, config.hidden_size, weights)
+            self.q_proj = Linear(config.hidden_size, width, scope.scope("q_proj"))
+            self.k_proj = Linear(config.hidden_size, config.kv_dim, scope.scope("k_proj"))
+            self.v_proj = Linear(config.hidden_size, config.kv_dim, scope.scope("v_proj"))
+            self.q_layernorm = RMSNorm(config.head_dim, config.norm_eps, q_norm)
+            self.k_layernorm = RMSNorm(config.head_dim, config.norm_eps, k_norm)
+        self.out_proj = Linear(width, config.hidden_size, scope.scope("out_proj"))
 
     def forward(
         self, op: OpBuilder, x: ir.Value, context: GraphContext, past_key: ir.Value, past_value: ir.Value

@@ -10,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ..artifact.formats import BlockFormat, QuantizedRows
+from ..artifact.graph_weights import GraphWeight
 from ..errors import CheckpointError
 from ..hardware.cores import thread_count
 
 Chunks = Callable[[], Iterator[npt.NDArray[np.float32]]]
 Arrays = Iterator[npt.NDArray[np.generic]]
-Quantize = Callable[[str, npt.NDArray[np.float32], int, BlockFormat], QuantizedRows]
-"""(name, rows [n, K], index of the first of them among all rows of the weight, format) → blocks."""
+Quantize = Callable[[GraphWeight, npt.NDArray[np.float32], int, BlockFormat], QuantizedRows]
+"""(weight, rows [n, K], index of the first of them among all rows of the weight, format) → blocks."""
 
 MOST_THREADS = 16
 """Each holds a piece of up to 32 MiB of float32 and what is made of it: more threads would cost more memory."""
@@ -31,9 +32,9 @@ class BlockWeight:
     """
 
     def __init__(
-        self, name: str, fmt: BlockFormat, rows: Chunks, quantize: Quantize, threads: int | None = None
+        self, weight: GraphWeight, fmt: BlockFormat, rows: Chunks, quantize: Quantize, threads: int | None = None
     ) -> None:
-        self._name = name
+        self._weight = weight
         self._format = fmt
         self._rows = rows
         self._quantize = quantize
@@ -85,8 +86,8 @@ class BlockWeight:
 
     def _quantize_piece(self, rows: npt.NDArray[np.float32], first_row: int) -> QuantizedRows:
         try:
-            return self._quantize(self._name, rows, first_row, self._format)
+            return self._quantize(self._weight, rows, first_row, self._format)
         except ValueError as error:
             raise CheckpointError(
-                f"{self._name} cannot be stored as {self._format.name}: {error}; export with --precision fp32"
+                f"{self._weight.name} cannot be stored as {self._format.name}: {error}; export with --precision fp32"
             ) from None

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
+from functools import lru_cache
 
 import onnx_ir as ir
 from onnxscript import GraphBuilder, OpBuilder, nn
 
 from ..artifact.formats import BlockFormat
+from ..artifact.graph_weights import GraphWeight
 from ..checkpoint.config import LfmConfig
 from .attention import Attention
 from .functions import declare_functions
-from .graph_context import GraphContext, declare_context
+from .graph_context import GraphContext, declare_context, rotary_weights
 from .logits_rows import rows_to_keep
-from .modules import MLP, AddRMSNorm, Linear, QuantizedMLP, ShortConv, SparseMoE, linear
+from .modules import MLP, AddRMSNorm, QuantizedMLP, ShortConv, SparseMoE, linear
 from .ops import DOMAIN_VERSION, OpsProfile, domain_of
-from .weight_parameters import WeightFormat, WeightFormats, declare_weight
+from .weight_parameters import (
+    WeightFormat,
+    WeightFormats,
+    WeightParameters,
+    WeightScope,
+    declare_weight,
+    declared_weights,
+)
 
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 IR_VERSION = 10
@@ -38,19 +48,16 @@ class GraphOptions:
 class DecoderLayer(nn.Module):
     """x += operator(operator_norm(x)); x += feed_forward(ffn_norm(x))."""
 
-    def __init__(self, config: LfmConfig, index: int, formats: WeightFormats) -> None:
+    def __init__(self, config: LfmConfig, index: int, scope: WeightScope) -> None:
         super().__init__()
-        layer = f"model.layers.{index}."
         self.is_conv = config.layer_types[index] == "conv"
-        self.operator_norm = AddRMSNorm(config.hidden_size, config.norm_eps)
+        self.operator_norm = AddRMSNorm(config.hidden_size, config.norm_eps, scope.scope("operator_norm"))
         if self.is_conv:
-            self.conv = ShortConv(config, formats.of(layer + "conv.in_proj"), formats.of(layer + "conv.out_proj"))
+            self.conv = ShortConv(config, scope.scope("conv"))
         else:
-            self.self_attn = Attention(config, formats.of(layer + "self_attn.qkv_proj"))
-            out_format = formats.of(layer + "self_attn.out_proj")
-            self.self_attn.out_proj = Linear(config.q_dim, config.hidden_size, out_format)
-        self.ffn_norm = AddRMSNorm(config.hidden_size, config.norm_eps)
-        self.feed_forward = _feed_forward(config, index, formats)
+            self.self_attn = Attention(config, scope.scope("self_attn"))
+        self.ffn_norm = AddRMSNorm(config.hidden_size, config.norm_eps, scope.scope("ffn_norm"))
+        self.feed_forward = _feed_forward(config, index, scope.scope("feed_forward"))
 
     def forward(
         self,
@@ -75,28 +82,26 @@ class DecoderLayer(nn.Module):
         return residual, self.feed_forward(op, x, context), present, entered
 
 
-def _feed_forward(config: LfmConfig, index: int, formats: WeightFormats) -> nn.Module:
-    name = f"model.layers.{index}.feed_forward"
+def _feed_forward(config: LfmConfig, index: int, scope: WeightScope) -> nn.Module:
     if config.is_moe_layer(index):
-        return SparseMoE(config, formats.of(f"{name}.experts"))
-    weights = formats.of(name)
-    if isinstance(weights, BlockFormat):
-        return QuantizedMLP(config.hidden_size, config.ff_dim, weights)
-    return MLP(config.hidden_size, config.ff_dim, weights)
+        return SparseMoE(config, scope)
+    if isinstance(scope.format(), BlockFormat):
+        return QuantizedMLP(config.hidden_size, config.ff_dim, scope)
+    return MLP(config.hidden_size, config.ff_dim, scope)
 
 
 class Backbone(nn.Module):
     """Embedding, layers and final norm; [B, S] token ids → [B*S, hidden] or, quantized, [B, S, hidden]."""
 
-    def __init__(self, config: LfmConfig, formats: WeightFormats) -> None:
+    def __init__(self, config: LfmConfig, scope: WeightScope) -> None:
         super().__init__("model")
         self.hidden_size = config.hidden_size
-        self.format = formats.of("model.embed_tokens")
-        self.embed_tokens = declare_weight(
-            self, "embed_tokens.weight", [config.vocab_size, config.hidden_size], self.format
+        self.format = scope.format("embed_tokens")
+        self.embed_tokens = _declare_table(self, "embed_tokens", config, scope)
+        self.layers = nn.ModuleList(
+            [DecoderLayer(config, i, scope.scope(f"layers.{i}", layer=i)) for i in range(config.num_hidden_layers)]
         )
-        self.layers = nn.ModuleList([DecoderLayer(config, i, formats) for i in range(config.num_hidden_layers)])
-        self.embedding_norm = AddRMSNorm(config.hidden_size, config.norm_eps)
+        self.embedding_norm = AddRMSNorm(config.hidden_size, config.norm_eps, scope.scope("embedding_norm"))
 
     def forward(
         self, op: OpBuilder, context: GraphContext, pasts: list[tuple[ir.Value, ...]]
@@ -132,6 +137,13 @@ class Backbone(nn.Module):
         return embedded
 
 
+def _declare_table(module: nn.Module, group: str, config: LfmConfig, scope: WeightScope) -> WeightParameters:
+    """A matrix [vocab_size, hidden_size] of a format of its own."""
+    name = f"{group}.weight"
+    weight = scope.weight(name, (config.vocab_size, config.hidden_size), group=scope.name(group))
+    return declare_weight(module, name, weight, scope.format(group))
+
+
 class LfmForCausalLM(nn.Module):
     """Backbone and LM head, tied or not; logits of the rows that ``num_logits_to_keep`` asks for."""
 
@@ -139,9 +151,10 @@ class LfmForCausalLM(nn.Module):
         super().__init__()
         self.size = (config.vocab_size, config.hidden_size)
         tied = config.tie_word_embeddings
-        self.format: WeightFormat = formats.of("model.embed_tokens" if tied else "lm_head")
-        self.model = Backbone(config, formats)
-        self.lm_head = None if tied else declare_weight(self, "lm_head.weight", list(self.size), self.format)
+        scope = WeightScope(formats)
+        self.format: WeightFormat = scope.format("model.embed_tokens" if tied else "lm_head")
+        self.model = Backbone(config, scope.scope("model"))
+        self.lm_head = None if tied else _declare_table(self, "lm_head", config, scope)
 
     def forward(
         self,
@@ -160,6 +173,23 @@ class LfmForCausalLM(nn.Module):
         if context.keeps_rows:
             return logits, presents
         return op.Reshape(logits, op.Concat(op.Shape(rows), [vocab_size], axis=0)), presents
+
+
+@lru_cache(maxsize=8)
+def model_weights(config: LfmConfig, *, blocks: bool) -> tuple[GraphWeight, ...]:
+    """The table of the weights that come from the checkpoint, in the order in which a model runs.
+
+    blocks: of a model with block formats, whatever these are; else of one with float weights.
+    """
+    formats = WeightFormats(blocks=defaultdict(lambda: BlockFormat(4))) if blocks else WeightFormats()
+    model = LfmForCausalLM(config, formats)
+    return (*declared_weights(model.model), *declared_weights(model, recurse=False))
+
+
+def graph_weights(config: LfmConfig, options: GraphOptions) -> tuple[GraphWeight, ...]:
+    """The table of all initializers that ``declare_model`` leaves without data."""
+    rotary = rotary_weights(config, options.context_length) if options.ops_profile is OpsProfile.CUSTOM else ()
+    return (*model_weights(config, blocks=options.formats.blocks is not None), *rotary)
 
 
 def declare_model(config: LfmConfig, options: GraphOptions) -> ir.Model:

@@ -17,7 +17,8 @@ from ..errors import InputError
 from ..quantize.choice import ChosenFormats, choose_formats
 from ..quantize.quantization import QuantizationOptions, settle_quantization
 from ..quantize.recipe import Recipe, read_recipe
-from ..quantize.tensor_groups import Formats
+from ..quantize.tensor_groups import Formats, tensor_groups
+from .decoder import model_weights
 from .exporter import ExportOptions, ExportPlan, export_checkpoint, plan_export
 from .ops import OpsProfile
 from .output_folder import check_target, output_folder
@@ -61,7 +62,8 @@ def settle(
     source: Checkpoint, request: ExportRequest, progress: Callable[[str], None]
 ) -> tuple[ExportPlan, ChosenFormats | None]:
     """From options to a plan; measures and chooses formats where a promise asks for it. Raises LfmOnnxError."""
-    recipe = read_recipe(request.recipe, source.config) if request.recipe is not None else None
+    weights = model_weights(source.config, blocks=True)
+    recipe = read_recipe(request.recipe, tensor_groups(weights)) if request.recipe is not None else None
     precision = _precision(request, recipe)
     quantizes = isinstance(precision.weights, BlockFormat)
     _check(request, precision, quantizes)
@@ -74,8 +76,8 @@ def settle(
     if recipe is None:
         # What cannot be exported at all is said before any text is read or written for calibration.
         plain = replace(own, method=Method.RTN, calibration=None)
-        plan_export(source, options, settle_quantization(source, precision, plain, tokenizer=False))
-    quantization = settle_quantization(source, precision, own, tokenizer=request.tokenizer)
+        plan_export(source, options, settle_quantization(source, weights, precision, plain, tokenizer=False))
+    quantization = settle_quantization(source, weights, precision, own, tokenizer=request.tokenizer)
     if quantization.note is not None:
         progress(f"note: {quantization.note}")
     if request.budget is None and request.max_kld is None:

@@ -15,13 +15,14 @@ import onnx_ir as ir
 from .. import __version__
 from ..artifact.artifact import MANIFEST_NAME
 from ..artifact.formats import BlockFormat
+from ..artifact.graph_weights import TensorKind
 from ..artifact.precision import FP32, Precision
 from ..checkpoint.checkpoint import Checkpoint
 from ..errors import InputError
 from ..quantize.quantization import Quantization, QuantizationOptions, settle_quantization
 from .client_configs import check_client_files, require_tokenizer, write_client_files
 from .data_files import DataFile, plan_data_files, write_data_file
-from .decoder import GraphOptions, declare_model
+from .decoder import GraphOptions, declare_model, graph_weights, model_weights
 from .manifest import SourceHash, build_manifest, describe_file, identity, state_bytes
 from .ops import OpsProfile
 from .output_folder import check_space, check_target, output_folder
@@ -123,13 +124,17 @@ def plan_export(checkpoint: Checkpoint, options: ExportOptions, quantization: Qu
         raise InputError(f"{precision.name} is for ONNX Runtime's GPU operators: use --ops custom")
     if isinstance(precision.weights, BlockFormat):
         if quantization is None:
-            quantization = settle_quantization(checkpoint, precision, options.quantization, tokenizer=options.tokenizer)
-        check_block_formats(checkpoint.config, quantization.recipe.formats)
+            weights = model_weights(checkpoint.config, blocks=True)
+            quantization = settle_quantization(
+                checkpoint, weights, precision, options.quantization, tokenizer=options.tokenizer
+            )
+        check_block_formats(checkpoint.config, quantization.groups, quantization.recipe.formats)
         formats = WeightFormats(blocks=quantization.recipe.formats)
     else:
         formats = WeightFormats(ir.DataType.from_numpy(precision.weights))
-    model = declare_model(checkpoint.config, GraphOptions(options.ops_profile, formats, context_length, activations))
-    tensors = weight_tensors(model, checkpoint, quantization)
+    graph = GraphOptions(options.ops_profile, formats, context_length, activations)
+    model = declare_model(checkpoint.config, graph)
+    tensors = weight_tensors(model, graph_weights(checkpoint.config, graph), checkpoint, quantization)
     inline = tuple(tensor for tensor in tensors if tensor.nbytes <= INLINE_BYTES)
     external = sorted((tensor for tensor in tensors if tensor.nbytes > INLINE_BYTES), key=_comes_last)
     files = tuple(plan_data_files(external, options.precision.data_file))
@@ -138,7 +143,7 @@ def plan_export(checkpoint: Checkpoint, options: ExportOptions, quantization: Qu
 
 def _comes_last(tensor: WeightTensor) -> bool:
     """The table: as the head it is quantized by what leaves the last layer, known when all layers have been visited."""
-    return tensor.name.startswith("model.embed_tokens.")
+    return tensor.weight.kind is TensorKind.EMBEDDING
 
 
 def export_checkpoint(

@@ -49,10 +49,11 @@ def declare_functions(
         config.conv_L_cache, bias=config.conv_bias, ops_profile=ops_profile, activations=activations
     )
     group_query_attention = group_query_attention_function(activations=activations)
-    if not formats.quantized:
+    if formats.blocks is None:
         sparse_moe = sparse_moe_function(ops_profile=ops_profile, weight_dtype=formats.floats)
         return Functions(gated_short_conv, sparse_moe, group_query_attention, None)
-    zero_points = formats.zero_points
+    # All blocks have zero points of their own, or none.
+    zero_points = any(not fmt.symmetric for fmt in formats.blocks.values())
     # ONNX Runtime 1.24's QMoE misreads experts of a single block a row.
     narrowest = min(config.hidden_size, config.moe_intermediate_size)
     sizes = [fmt.block_size for group, fmt in formats.blocks.items() if group.endswith(".experts")]

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
+from ..artifact.graph_weights import GraphWeight, Layout, TensorKind
 from ..checkpoint.config import LfmConfig
 from .functions import Functions
 from .ops import OpsProfile
@@ -150,14 +151,23 @@ def rotary_cache(config: LfmConfig, positions: np.ndarray) -> tuple[np.ndarray, 
     return np.cos(angles), np.sin(angles)
 
 
+def rotary_weights(config: LfmConfig, length: int) -> tuple[GraphWeight, ...]:
+    """The tables of the custom style's attention, filled from ``rotary_cache`` when the file is written."""
+    if not config.attention_layers:
+        return ()
+    shape = (length, config.head_dim // 2)
+    return (
+        GraphWeight("rotary.cos", TensorKind.ROTARY, shape, (), Layout.COSINES),
+        GraphWeight("rotary.sin", TensorKind.ROTARY, shape, (), Layout.SINES),
+    )
+
+
 def _group_query_inputs(op: OpBuilder, context: GraphContext, total: ir.Value, length: int) -> GroupQueryInputs:
     last = op.Sub(op.Add(op.Squeeze(context.past_tokens, [1]), context.sequence), 1)
-    half = context.config.head_dim // 2
     caches = []
-    for name in ("rotary.cos", "rotary.sin"):
-        # Filled from rotary_cache when the file is written.
-        value = ir.Value(name=name, shape=ir.Shape([length, half]), type=ir.TensorType(context.activations))
-        op.builder.graph.initializers[name] = value
+    for weight in rotary_weights(context.config, length):
+        value = ir.Value(name=weight.name, shape=ir.Shape(weight.shape), type=ir.TensorType(context.activations))
+        op.builder.graph.initializers[weight.name] = value
         caches.append(value)
     return GroupQueryInputs(op.Cast(last, to=INT32), op.Cast(op.Squeeze(total, [0]), to=INT32), caches[0], caches[1])
 

@@ -12,9 +12,11 @@ from typing import Any
 
 from .. import __version__
 from ..artifact.artifact import MANIFEST_VERSION, file_digest, sample_digest
+from ..artifact.graph_weights import TensorKind
 from ..artifact.precision import Precision
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.config import CONFIG_NAME, LfmConfig
+from ..checkpoint.expected_tensors import parameter_count
 from ..errors import CheckpointError
 from .artifact_source import ArtifactSource
 from .ops import OPSET_VERSION, OpsProfile
@@ -133,7 +135,7 @@ def build_manifest(
         },
         "model": {
             "model_type": config.model_type,
-            "parameters": parameter_count(checkpoint),
+            "parameters": parameter_count(config),
             "layer_types": list(config.layer_types),
             "context_length": context_length,
         },
@@ -158,17 +160,6 @@ def build_manifest(
     }
 
 
-def parameter_count(checkpoint: Checkpoint) -> int:
-    """Elements of all tensors of the checkpoint; a tied head counts once."""
-    total = 0
-    for name in checkpoint.names():
-        count = 1
-        for size in checkpoint.shape(name):
-            count *= size
-        total += count
-    return total
-
-
 def precision_by_kind(tensors: Iterable[WeightTensor]) -> dict[str, dict[str, Any]]:
     """Per tensor class: its dtype or block format, number of weights, and bytes with scales and zero points.
 
@@ -176,8 +167,22 @@ def precision_by_kind(tensors: Iterable[WeightTensor]) -> dict[str, dict[str, An
     """
     by_kind: dict[str, list[WeightTensor]] = {}
     for tensor in tensors:
-        by_kind.setdefault(tensor.kind, []).append(tensor)
+        by_kind.setdefault(_tensor_class(tensor.weight.kind), []).append(tensor)
     return {kind: _stored(members) for kind, members in by_kind.items()}
+
+
+_CLASSES = {
+    TensorKind.CONV: "linear",
+    TensorKind.ATTENTION: "linear",
+    TensorKind.FEED_FORWARD: "linear",
+    TensorKind.EXPERTS: "expert",
+    TensorKind.SHORT_CONV: "conv",
+}
+
+
+def _tensor_class(kind: TensorKind) -> str:
+    """The kind's name in the manifest."""
+    return _CLASSES.get(kind, kind.value)
 
 
 def _stored(tensors: list[WeightTensor]) -> dict[str, Any]:

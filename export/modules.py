@@ -8,27 +8,49 @@ is transposed on its way into the file.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 from onnxscript import OpBuilder, nn
 
 from ..artifact.formats import BlockFormat
+from ..artifact.graph_weights import GraphWeight, Layout
 from ..checkpoint.config import LfmConfig
 from .graph_context import GraphContext
-from .weight_parameters import WeightFormat, WeightParameters, declare_weight, format_attributes
+from .weight_parameters import (
+    WeightFormat,
+    WeightParameter,
+    WeightParameters,
+    WeightScope,
+    declare_weight,
+    format_attributes,
+)
 
 FLOAT = ir.DataType.FLOAT
 
 
 class Linear(nn.Module):
-    """y = x W^T + b, computed in the weight's precision; x and y are float32 [.., ·]."""
+    """y = x W^T + b, computed in the weight's precision; x and y are float32 [.., ·].
 
-    def __init__(self, in_features: int, out_features: int, weights: WeightFormat, *, bias: bool = False) -> None:
+    sources: the tensors whose rows W has below one another, by their full names; None: the one of W's own name.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        scope: WeightScope,
+        *,
+        sources: Sequence[str] | None = None,
+        bias: bool = False,
+    ) -> None:
         super().__init__()
         self.size = (out_features, in_features)
-        self.format = weights
-        self.parameters_of_weight = declare_weight(self, "weight", [out_features, in_features], weights)
-        bias_dtype = FLOAT if isinstance(weights, BlockFormat) else weights
-        self.bias = nn.Parameter([out_features], dtype=bias_dtype) if bias else None
+        self.format = scope.format()
+        weight = scope.weight("weight", self.size, sources=sources, group=scope.path)
+        self.parameters_of_weight = declare_weight(self, "weight", weight, self.format)
+        bias_dtype = FLOAT if isinstance(self.format, BlockFormat) else self.format
+        self.bias = scope.vector("bias", out_features, bias_dtype) if bias else None
 
     def forward(self, op: OpBuilder, x: ir.Value, context: GraphContext) -> ir.Value:
         return linear(op, x, self.parameters_of_weight, self.size, self.format, context, self.bias)
@@ -65,9 +87,9 @@ def as_activations(op: OpBuilder, parameter: ir.Value, activations: ir.DataType)
 class NormWeight(nn.Module):
     """The weight of an RMSNorm that another node computes."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, scope: WeightScope) -> None:
         super().__init__()
-        self.weight = nn.Parameter([size], dtype=FLOAT)
+        self.weight = scope.vector("weight", size)
 
     def forward(self, op: OpBuilder) -> ir.Value:
         return self.weight
@@ -76,9 +98,9 @@ class NormWeight(nn.Module):
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight over the last axis, in the form that ONNX Runtime fuses to one kernel."""
 
-    def __init__(self, size: int, eps: float) -> None:
+    def __init__(self, size: int, eps: float, scope: WeightScope) -> None:
         super().__init__()
-        self.weight = nn.Parameter([size], dtype=FLOAT)
+        self.weight = scope.vector("weight", size)
         self.eps = eps
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
@@ -113,11 +135,11 @@ class AddRMSNorm(RMSNorm):
 class MLP(nn.Module):
     """SwiGLU in float weights: w2(silu(w1 x) * w3 x)."""
 
-    def __init__(self, hidden: int, width: int, dtype: ir.DataType) -> None:
+    def __init__(self, hidden: int, width: int, scope: WeightScope) -> None:
         super().__init__()
-        self.w1 = Linear(hidden, width, dtype)
-        self.w2 = Linear(width, hidden, dtype)
-        self.w3 = Linear(hidden, width, dtype)
+        self.w1 = Linear(hidden, width, scope.scope("w1"))
+        self.w2 = Linear(width, hidden, scope.scope("w2"))
+        self.w3 = Linear(hidden, width, scope.scope("w3"))
 
     def forward(self, op: OpBuilder, x: ir.Value, context: GraphContext) -> ir.Value:
         gate = self.w1(op, x, context)
@@ -127,11 +149,16 @@ class MLP(nn.Module):
 class QuantizedMLP(nn.Module):
     """The same as one ``ai.liquid::SwiGLU`` node; rows of w1 and w3 in turn, as in the experts."""
 
-    def __init__(self, hidden: int, width: int, fmt: BlockFormat) -> None:
+    def __init__(self, hidden: int, width: int, scope: WeightScope) -> None:
         super().__init__()
-        self.hidden, self.width, self.format = hidden, width, fmt
-        self.w13 = declare_weight(self, "gate_up.weight", [2 * width, hidden], fmt)
-        self.w2 = declare_weight(self, "down.weight", [hidden, width], fmt)
+        self.hidden, self.width, self.format = hidden, width, scope.format()
+        w1, w2, w3 = (scope.name(f"{matrix}.weight") for matrix in ("w1", "w2", "w3"))
+        gate_up = scope.weight(
+            "gate_up.weight", (2 * width, hidden), sources=(w1, w3), layout=Layout.PAIRS, group=scope.path
+        )
+        down = scope.weight("down.weight", (hidden, width), sources=(w2,), group=scope.path)
+        self.w13 = declare_weight(self, "gate_up.weight", gate_up, self.format)
+        self.w2 = declare_weight(self, "down.weight", down, self.format)
 
     def forward(self, op: OpBuilder, x: ir.Value, context: GraphContext) -> ir.Value:
         assert context.functions.quantized is not None
@@ -144,15 +171,28 @@ class QuantizedMLP(nn.Module):
 class SparseMoE(nn.Module):
     """Router and experts as one ``ai.liquid::SparseMoE`` node."""
 
-    def __init__(self, config: LfmConfig, weights: WeightFormat) -> None:
+    def __init__(self, config: LfmConfig, scope: WeightScope) -> None:
         super().__init__()
         self.config = config
-        self.format = weights
-        self.gate = nn.Parameter([config.num_experts, config.hidden_size], dtype=FLOAT, name="gate.weight")
-        self.expert_bias = nn.Parameter([config.num_experts], dtype=FLOAT)
+        self.format = scope.format("experts")
         experts, hidden, width = config.num_experts, config.hidden_size, config.moe_intermediate_size
-        self.gate_up = declare_weight(self, "experts.gate_up_proj", [experts, 2 * width, hidden], weights)
-        self.down = declare_weight(self, "experts.down_proj", [experts, hidden, width], weights)
+        gate = scope.weight("gate.weight", (experts, hidden))
+        self.gate = WeightParameter(gate, "gate.weight", FLOAT)
+        self.expert_bias = WeightParameter(_expert_bias(config, scope), "expert_bias", FLOAT)
+        group = scope.name("experts")
+        pairs = [f"{group}.{expert}.{matrix}.weight" for expert in range(experts) for matrix in ("w1", "w3")]
+        gate_up = scope.weight(
+            "experts.gate_up",
+            (experts, 2 * width, hidden),
+            sources=pairs,
+            layout=Layout.PAIRS,
+            group=group,
+            common_input=gate.name,
+        )
+        downs = [f"{group}.{expert}.w2.weight" for expert in range(experts)]
+        down = scope.weight("experts.down_proj", (experts, hidden, width), sources=downs, group=group)
+        self.gate_up = declare_weight(self, "experts.gate_up", gate_up, self.format)
+        self.down = declare_weight(self, "experts.down_proj", down, self.format)
 
     def forward(self, op: OpBuilder, x: ir.Value, context: GraphContext) -> ir.Value:
         config = self.config
@@ -171,6 +211,14 @@ class SparseMoE(nn.Module):
         return y
 
 
+def _expert_bias(config: LfmConfig, scope: WeightScope) -> GraphWeight:
+    """Zeros where the model has none: the node always takes it."""
+    size = (config.num_experts,)
+    if config.use_expert_bias:
+        return scope.weight("expert_bias", size)
+    return scope.weight("expert_bias", size, sources=(), layout=Layout.ZEROS)
+
+
 def _two_weights(first: WeightParameters, second: WeightParameters) -> list[nn.Parameter]:
     """The inputs of an op with two weights: values, then scales, then zero points, as far as there are any."""
     pairs = (
@@ -184,10 +232,11 @@ def _two_weights(first: WeightParameters, second: WeightParameters) -> list[nn.P
 class Convolution(nn.Module):
     """The depthwise kernel of a short convolution, one row per tap: [L, hidden]."""
 
-    def __init__(self, config: LfmConfig) -> None:
+    def __init__(self, config: LfmConfig, scope: WeightScope) -> None:
         super().__init__()
-        self.weight = nn.Parameter([config.conv_L_cache, config.hidden_size], dtype=FLOAT)
-        self.bias = nn.Parameter([config.hidden_size], dtype=FLOAT) if config.conv_bias else None
+        kernel = scope.weight("weight", (config.conv_L_cache, config.hidden_size), layout=Layout.TAPS)
+        self.weight = WeightParameter(kernel, "weight", FLOAT)
+        self.bias = scope.vector("bias", config.hidden_size) if config.conv_bias else None
 
     def forward(
         self, op: OpBuilder, bcx: ir.Value, context: GraphContext, past_conv: ir.Value
@@ -203,13 +252,13 @@ class Convolution(nn.Module):
 class ShortConv(nn.Module):
     """Projection to B, C, x; ``ai.liquid::GatedShortConv``; output projection."""
 
-    def __init__(self, config: LfmConfig, in_format: WeightFormat, out_format: WeightFormat) -> None:
+    def __init__(self, config: LfmConfig, scope: WeightScope) -> None:
         super().__init__()
         hidden, bias = config.hidden_size, config.conv_bias
         self.hidden = hidden
-        self.in_proj = Linear(hidden, 3 * hidden, in_format, bias=bias)
-        self.conv = Convolution(config)
-        self.out_proj = Linear(hidden, hidden, out_format, bias=bias)
+        self.in_proj = Linear(hidden, 3 * hidden, scope.scope("in_proj"), bias=bias)
+        self.conv = Convolution(config, scope.scope("conv"))
+        self.out_proj = Linear(hidden, hidden, scope.scope("out_proj"), bias=bias)
 
     def forward(
         self, op: OpBuilder, x: ir.Value, context: GraphContext, past_conv: ir.Value

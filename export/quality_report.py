@@ -11,7 +11,7 @@ from ..artifact.method import Method
 from ..quantize.choice import HeldOutText
 from ..quantize.quantization import Quantization
 from ..quantize.report.contents import ExpertUsage, Promise, QuantizationReport, TensorResult, VariantResult
-from ..quantize.tensor_groups import TensorGroup, formats_of_all, tensor_groups
+from ..quantize.tensor_groups import TensorGroup, same_format
 from .export_request import Exported
 from .exporter import plan_export
 
@@ -36,7 +36,7 @@ def quality_report(exported: Exported, progress: Progress) -> QuantizationReport
         variants.append(_measured(exported, name, other, text))
     recipe = quantization.recipe
     reports = quantization.tensor_reports()
-    groups = tensor_groups(quantization.checkpoint.config)
+    groups = quantization.groups
     return QuantizationReport(
         identity={
             "artifact": exported.result["output"],
@@ -59,8 +59,7 @@ def _variants(written: Quantization) -> Iterator[tuple[str, Quantization]]:
     recipe = written.recipe
     yield f"{recipe.precision} {recipe.method}", written
     seen = {(recipe.method, tuple(recipe.formats.items()))}
-    config = written.checkpoint.config
-    uniform = [("q4 rtn", formats_of_all(config, BlockFormat(4))), ("q8 rtn", formats_of_all(config, BlockFormat(8)))]
+    uniform = [(f"q{bits} rtn", same_format(written.groups, BlockFormat(bits))) for bits in (4, 8)]
     for name, formats in [("the same formats, rtn", recipe.formats), *uniform]:
         key = (Method.RTN, tuple(formats.items()))
         if key not in seen:
@@ -81,7 +80,7 @@ def _measured(exported: Exported, name: str, quantization: Quantization, text: H
     plan, formats = exported.plan, quantization.recipe.formats
     started = time.perf_counter()
     found = None if text is None else text.measure(quantization)
-    groups = tensor_groups(quantization.checkpoint.config)
+    groups = quantization.groups
     bits = 8 * sum(group.nbytes(formats[group.name]) for group in groups) / sum(group.parameters for group in groups)
     names = {fmt.name for fmt in formats.values()}
     return VariantResult(
@@ -106,7 +105,7 @@ def _tensor(exported: Exported, group: TensorGroup, reports: dict[str, dict[str,
     known = [reports[weight.name] for weight in group.weights if weight.name in reports]
     return TensorResult(
         group.name,
-        group.kind,
+        group.kind.value,
         group.layer,
         fmt.name,
         8 * nbytes / group.parameters,

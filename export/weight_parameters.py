@@ -1,18 +1,20 @@
-"""The parameters that one weight matrix becomes in the graph: floats, or codes with scales and zero points."""
+"""The parameters that a weight becomes in the graph: floats, or codes with scales and zero points; and its entry in the
+table of graph weights."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import onnx_ir as ir
 from onnxscript import nn
 
 from ..artifact.formats import BlockFormat
+from ..artifact.graph_weights import SCALES, ZERO_POINTS, GraphWeight, Layout, tensor_kind
 from ..checkpoint.config import LfmConfig
 from ..errors import InputError
-from ..quantize.tensor_groups import tensor_groups
+from ..quantize.tensor_groups import TensorGroup
 
 FLOAT, UINT8 = ir.DataType.FLOAT, ir.DataType.UINT8
 
@@ -25,28 +27,71 @@ class WeightFormats:
     """The format of each weight of a model: the same float type for all, or a block format by tensor group."""
 
     floats: ir.DataType = FLOAT
-    blocks: Mapping[str, BlockFormat] = field(default_factory=dict)
-    """By group (see quantize/tensor_groups.py); empty in models of float weights."""
-
-    @property
-    def quantized(self) -> bool:
-        return bool(self.blocks)
-
-    @property
-    def zero_points(self) -> bool:
-        """Whether the blocks have zero points of their own: all or none of them."""
-        return any(not fmt.symmetric for fmt in self.blocks.values())
+    blocks: Mapping[str, BlockFormat] | None = None
+    """By group (see quantize/tensor_groups.py); None in models of float weights."""
 
     def of(self, group: str) -> WeightFormat:
         """The format of the group of that name."""
-        return self.blocks[group] if self.blocks else self.floats
+        return self.floats if self.blocks is None else self.blocks[group]
 
-
-SCALES, ZERO_POINTS = "_scales", "_zero_points"
-"""What follows a weight's name in the names of its other parameters."""
 
 ACTIVATION_BITS = 8
 """Passed to the quantized ops: activations may be rounded to int8 by block."""
+
+
+class WeightParameter(nn.Parameter):
+    """A parameter that is filled from the checkpoint as ``weight`` says."""
+
+    def __init__(self, weight: GraphWeight, name: str, dtype: ir.DataType, shape: Sequence[int] | None = None) -> None:
+        """shape: as it is stored; None: the weight's."""
+        super().__init__(weight.shape if shape is None else shape, dtype=dtype, name=name)
+        self.weight = weight
+
+
+@dataclass(frozen=True)
+class WeightScope:
+    """Where a module's weights stand: under ``path``, in the graph as in the checkpoint; in ``layer``, or in none."""
+
+    formats: WeightFormats
+    path: str = ""
+    layer: int | None = None
+
+    def scope(self, name: str, layer: int | None = None) -> WeightScope:
+        return replace(self, path=self.name(name), layer=self.layer if layer is None else layer)
+
+    def name(self, name: str) -> str:
+        """The full name of what is ``name`` here."""
+        return f"{self.path}.{name}" if self.path else name
+
+    def format(self, group: str = "") -> WeightFormat:
+        """Of the group ``group`` here, or of the one that this scope itself is."""
+        return self.formats.of(self.name(group) if group else self.path)
+
+    def weight(
+        self,
+        name: str,
+        shape: Sequence[int],
+        *,
+        sources: Sequence[str] | None = None,
+        layout: Layout = Layout.ROWS,
+        group: str | None = None,
+        common_input: str | None = None,
+    ) -> GraphWeight:
+        """The table's entry of a weight; full names, but for its own. sources None: the tensor of the same name."""
+        full = self.name(name)
+        kind = tensor_kind(full)
+        assert kind is not None, f"{full}: artifact/graph_weights.py does not say what kind of weight this is"
+        made_of = (full,) if sources is None else tuple(sources)
+        return GraphWeight(full, kind, tuple(shape), made_of, layout, group, self.layer, common_input)
+
+    def vector(self, name: str, size: int, dtype: ir.DataType = FLOAT) -> WeightParameter:
+        """A parameter [size] that is the checkpoint's tensor of the same name."""
+        return WeightParameter(self.weight(name, (size,)), name, dtype)
+
+
+def declared_weights(module: nn.Module, *, recurse: bool = True) -> Iterator[GraphWeight]:
+    """The table's entries of a module's weights, in the order of their declaration; recurse: with its modules' own."""
+    return (parameter.weight for parameter in module.parameters(recurse) if isinstance(parameter, WeightParameter))
 
 
 @dataclass(frozen=True)
@@ -59,26 +104,28 @@ class WeightParameters:
     zero_points: nn.Parameter | None = None
 
 
-def declare_weight(module: nn.Module, name: str, shape: list[int], fmt: WeightFormat) -> WeightParameters:
+def declare_weight(module: nn.Module, name: str, weight: GraphWeight, fmt: WeightFormat) -> WeightParameters:
     """Parameters ``name``, and in block formats ``name``_scales and ``name``_zero_points, registered with ``module``.
 
     Matrices [N, K] have codes [N, blocks, block_bytes]; experts [E, N, K] have [E, N, row_bytes], as QMoE wants them.
     """
     if not isinstance(fmt, BlockFormat):
-        return WeightParameters(_register(module, name, shape, fmt))
-    *rows, columns = shape
+        return WeightParameters(_register(module, WeightParameter(weight, name, fmt)))
+    *rows, columns = weight.shape
     code_shape = [fmt.blocks(columns), fmt.block_bytes] if len(rows) == 1 else [fmt.row_bytes(columns)]
     scale_dtype = ir.DataType.from_numpy(fmt.scale_numpy)
     return WeightParameters(
-        _register(module, name, [*rows, *code_shape], UINT8),
-        _register(module, name + SCALES, [*rows, fmt.blocks(columns)], scale_dtype),
-        None if fmt.symmetric else _register(module, name + ZERO_POINTS, [*rows, fmt.zero_point_bytes(columns)], UINT8),
+        _register(module, WeightParameter(weight, name, UINT8, [*rows, *code_shape])),
+        _register(module, nn.Parameter([*rows, fmt.blocks(columns)], scale_dtype, name + SCALES)),
+        None
+        if fmt.symmetric
+        else _register(module, nn.Parameter([*rows, fmt.zero_point_bytes(columns)], UINT8, name + ZERO_POINTS)),
     )
 
 
-def check_block_formats(config: LfmConfig, formats: Mapping[str, BlockFormat]) -> None:
+def check_block_formats(config: LfmConfig, groups: Sequence[TensorGroup], formats: Mapping[str, BlockFormat]) -> None:
     """InputError where experts cannot be cut into blocks of the size that is asked for."""
-    for group in tensor_groups(config):
+    for group in groups:
         fmt = formats[group.name]
         if group.takes(fmt):
             continue
@@ -97,7 +144,7 @@ def format_attributes(fmt: WeightFormat) -> dict[str, int]:
     return {"bits": 16 if fmt == ir.DataType.FLOAT16 else 32, "block_size": 0, "activation_bits": 0}
 
 
-def _register(module: nn.Module, name: str, shape: list[int], dtype: ir.DataType) -> nn.Parameter:
-    parameter = nn.Parameter(shape, dtype=dtype, name=name)
-    setattr(module, name, parameter)
+def _register(module: nn.Module, parameter: nn.Parameter) -> nn.Parameter:
+    assert parameter.name is not None
+    setattr(module, parameter.name, parameter)
     return parameter

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from ..artifact.formats import BlockFormat
+from ..artifact.graph_weights import SCALES, ZERO_POINTS, GraphWeight, Layout
 from ..checkpoint.checkpoint import Checkpoint
 from ..errors import CheckpointError
 from ..quantize.quantization import Quantization
 from .block_weights import BlockWeight, Chunks
 from .graph_context import rotary_cache
-from .weight_parameters import SCALES, ZERO_POINTS
 
 CHUNK_ELEMENTS = 4 << 20
 """Elements read, converted and written at a time: 16 MiB of float32."""
@@ -33,8 +32,8 @@ class WeightTensor:
     """
 
     name: str
-    kind: str
-    """Tensor class in the manifest: embedding, lm_head, linear, expert, router, norm, conv or rotary."""
+    weight: GraphWeight
+    """The weight that it is, or is a part of."""
     dtype: np.dtype[np.generic]
     shape: tuple[int, ...]
     chunks: Callable[[], Iterator[npt.NDArray[np.generic]]]
@@ -52,74 +51,65 @@ class WeightTensor:
     @property
     def is_part(self) -> bool:
         """Whether this is not a weight itself but the scales or zero points of one."""
-        return self.blocks is not None and self.name.endswith((SCALES, ZERO_POINTS))
+        return self.name != self.weight.name
 
 
 def weight_tensors(
-    model: ir.Model, checkpoint: Checkpoint, quantization: Quantization | None = None
+    model: ir.Model,
+    weights: Iterable[GraphWeight],
+    checkpoint: Checkpoint,
+    quantization: Quantization | None = None,
 ) -> list[WeightTensor]:
     """A WeightTensor for each initializer of ``model`` that has no data yet, in the graph's order.
 
-    quantization: what makes the blocks of those weights that have scales.
+    weights: the model's table. quantization: what makes the blocks of those weights that have scales.
     """
     formats = quantization.format_of_weights() if quantization is not None else {}
     values = {value.name: value for value in model.graph.initializers.values() if value.const_value is None}
-    parts: dict[str, tuple[Callable[[], Iterator[npt.NDArray[np.generic]]], BlockFormat]] = {}
-    tensors = []
-    for name, value in values.items():
-        assert name is not None and value.shape is not None and value.dtype is not None
-        shape = tuple(int(size) for size in value.shape.numpy())
-        dtype = np.dtype(value.dtype.numpy())
-        if quantization is not None and name + SCALES in values:
-            fmt = formats[name]
-            weight = BlockWeight(
-                name, fmt, _source(name, shape, checkpoint), quantization.quantize, quantization.threads
-            )
-            made = {"": weight.codes, SCALES: weight.scales, ZERO_POINTS: weight.zero_points}
-            parts |= {name + part: (chunks, fmt) for part, chunks in made.items()}
-        if name in parts:
-            tensors.append(WeightTensor(name, _kind(name), dtype, shape, *parts[name]))
-        else:
-            source = _source(name, shape, checkpoint)
-            tensors.append(WeightTensor(name, _kind(name), dtype, shape, partial(_narrow_all, source, dtype, name)))
-    return tensors
+    parts: dict[str, _Part] = {}
+    for weight in weights:
+        rows = partial(_rows, weight, checkpoint)
+        if quantization is None or weight.name not in formats:
+            parts[weight.name] = _Part(weight, rows)
+            continue
+        fmt = formats[weight.name]
+        blocks = BlockWeight(weight, fmt, rows, quantization.quantize, quantization.threads)
+        made = {"": blocks.codes, SCALES: blocks.scales, ZERO_POINTS: blocks.zero_points}
+        parts |= {weight.name + part: _Part(weight, chunks, fmt) for part, chunks in made.items()}
+    return [_tensor(value, parts[name]) for name, value in values.items() if name is not None]
 
 
-_KINDS = (
-    (r"embed_tokens", "embedding"),
-    (r"lm_head", "lm_head"),
-    (r"rotary", "rotary"),
-    (r"norm", "norm"),
-    (r"\.conv\.conv\.", "conv"),
-    (r"expert_bias|feed_forward\.gate\.", "router"),
-    (r"\.experts\.", "expert"),
-    (r"_proj\.bias$", "bias"),
-)
+@dataclass(frozen=True)
+class _Part:
+    """What is in one initializer of a weight: its floats, or one part of its blocks."""
+
+    weight: GraphWeight
+    chunks: Callable[[], Iterator[npt.NDArray[Any]]]
+    blocks: BlockFormat | None = None
 
 
-def _kind(name: str) -> str:
-    return next((kind for pattern, kind in _KINDS if re.search(pattern, name)), "linear")
+def _tensor(value: ir.Value, part: _Part) -> WeightTensor:
+    assert value.name is not None and value.shape is not None and value.dtype is not None
+    shape = tuple(int(size) for size in value.shape.numpy())
+    dtype = np.dtype(value.dtype.numpy())
+    chunks = part.chunks if part.blocks is not None else partial(_narrow_all, part.chunks, dtype, value.name)
+    return WeightTensor(value.name, part.weight, dtype, shape, chunks, part.blocks)
 
 
-def _source(name: str, shape: tuple[int, ...], checkpoint: Checkpoint) -> Chunks:
-    if name in ("rotary.cos", "rotary.sin"):
-        return lambda: _rotary_chunks(checkpoint, shape, sine=name.endswith("sin"))
-    if name.endswith(".conv.conv.weight"):
-        return lambda: iter([np.ascontiguousarray(checkpoint.float32(name)[:, 0, :].T)])
-    if name.endswith("expert_bias") and not checkpoint.config.use_expert_bias:
-        return lambda: iter([np.zeros(shape, np.float32)])
-    if name.endswith("experts.gate_up_proj"):
-        return lambda: _gate_up_chunks(checkpoint, name.removesuffix("gate_up_proj"))
-    if name.endswith("experts.down_proj"):
-        return lambda: _down_chunks(checkpoint, name.removesuffix("down_proj"))
-    if name.endswith("feed_forward.gate_up.weight"):
-        return lambda: _pair_chunks(checkpoint, name.removesuffix("gate_up.weight"))
-    if name.endswith("feed_forward.down.weight"):
-        return lambda: _row_chunks(checkpoint, name.removesuffix("down.weight") + "w2.weight")
-    if name.endswith("self_attn.qkv_proj.weight"):
-        names = [name.replace("qkv_proj", part) for part in ("q_proj", "k_proj", "v_proj")]
-        return lambda: chain.from_iterable(_row_chunks(checkpoint, part) for part in names)
-    return lambda: _row_chunks(checkpoint, name)
+def _rows(weight: GraphWeight, checkpoint: Checkpoint) -> Iterator[npt.NDArray[np.float32]]:
+    """The weight's float32 values in C-contiguous pieces, none of two experts."""
+    if weight.layout is Layout.ROWS:
+        for source in weight.sources:
+            yield from _row_chunks(checkpoint, source)
+    elif weight.layout is Layout.PAIRS:
+        for _, (first, second) in weight.sources_by_expert():
+            yield from _pair_chunks(checkpoint, first, second)
+    elif weight.layout is Layout.TAPS:
+        yield np.ascontiguousarray(checkpoint.float32(weight.sources[0])[:, 0, :].T)
+    elif weight.layout is Layout.ZEROS:
+        yield np.zeros(weight.shape, np.float32)
+    else:
+        yield from _rotary_chunks(checkpoint, weight.shape, sine=weight.layout is Layout.SINES)
 
 
 def _row_chunks(checkpoint: Checkpoint, name: str) -> Iterator[npt.NDArray[np.float32]]:
@@ -129,21 +119,10 @@ def _row_chunks(checkpoint: Checkpoint, name: str) -> Iterator[npt.NDArray[np.fl
         yield checkpoint.float32(name, slice(start, min(start + step, shape[0])))
 
 
-def _gate_up_chunks(checkpoint: Checkpoint, experts: str) -> Iterator[npt.NDArray[np.float32]]:
-    for expert in range(checkpoint.config.num_experts):
-        yield from _pair_chunks(checkpoint, f"{experts}{expert}.")
-
-
-def _pair_chunks(checkpoint: Checkpoint, block: str) -> Iterator[npt.NDArray[np.float32]]:
-    """Row 2m is w1[m], row 2m+1 is w3[m]: the layout that ai.liquid::SparseMoE and SwiGLU read; [n, 2, H]."""
-    gates, ups = (_row_chunks(checkpoint, f"{block}{matrix}.weight") for matrix in ("w1", "w3"))
-    for gate, up in zip(gates, ups, strict=True):
-        yield np.stack([gate, up], axis=1)
-
-
-def _down_chunks(checkpoint: Checkpoint, experts: str) -> Iterator[npt.NDArray[np.float32]]:
-    for expert in range(checkpoint.config.num_experts):
-        yield from _row_chunks(checkpoint, f"{experts}{expert}.w2.weight")
+def _pair_chunks(checkpoint: Checkpoint, first: str, second: str) -> Iterator[npt.NDArray[np.float32]]:
+    """[n, 2, K]: the layout that ai.liquid::SparseMoE and SwiGLU read, the gate's row before the same one of up."""
+    pairs = zip(_row_chunks(checkpoint, first), _row_chunks(checkpoint, second), strict=True)
+    return (np.stack(pair, axis=1) for pair in pairs)
 
 
 def _rotary_chunks(checkpoint: Checkpoint, shape: tuple[int, ...], *, sine: bool) -> Iterator[npt.NDArray[np.float32]]:

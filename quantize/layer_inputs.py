@@ -6,7 +6,6 @@ few rows of one weight matrix at a time are all that is held.
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,13 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ..artifact.formats import Float32
+from ..artifact.graph_weights import GraphWeight, TensorKind
 from ..checkpoint.expected_tensors import head_tensor
 from ..errors import InputError
 from ..hardware.cores import thread_count
 from ..reference.layers import Streams, embed, feed_forward, final_norm, operator
 from ..reference.weights import ConvertedWeights, Weights
 from .blas_threads import single_threaded_blas
-from .watched_weights import RecordedInputs, WatchedWeights
+from .watched_weights import RecordedInputs, WatchedMatrices, WatchedWeights
 
 if TYPE_CHECKING:
     from ..checkpoint.checkpoint import Checkpoint
@@ -37,34 +37,25 @@ after that is made ready meanwhile."""
 _KEPT_BYTES = 256 << 20
 """Up to this size more layers are kept: small models are then visited in any order without starting again."""
 
-_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
-_WATCHED = {
-    "conv.in_proj.weight": "conv.in_proj.weight",
-    "conv.out_proj.weight": "conv.out_proj.weight",
-    "self_attn.qkv_proj.weight": "self_attn.q_proj.weight",
-    "self_attn.out_proj.weight": "self_attn.out_proj.weight",
-    "feed_forward.gate_up.weight": "feed_forward.w1.weight",
-    "feed_forward.down.weight": "feed_forward.w2.weight",
-    "feed_forward.experts.gate_up_proj": "feed_forward.experts.{}.w1.weight",
-    "feed_forward.experts.down_proj": "feed_forward.experts.{}.w2.weight",
-}
-"""Tensor of the exported graph -> the checkpoint's matrix that has the same input."""
-
-_ROUTED = "feed_forward.gate.weight"
-"""What every token's experts are chosen by, and the input of their first matrices."""
-
 
 class LayerInputs:
-    """Second moments of the inputs of each quantized tensor, over the tokens of ``sequences`` (int64 ids each).
+    """Second moments of the inputs of each weight that has blocks, over the tokens of ``sequences`` (int64 ids each).
 
     Moves through the layers forwards only, with several ``threads`` one ahead of the layer asked for: asking for one
     before the last three reached starts again. Results do not depend on ``threads``. Safe to call from several threads.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, sequences: Sequence[npt.ArrayLike], *, threads: int | None = None
+        self,
+        checkpoint: Checkpoint,
+        weights: Sequence[GraphWeight],
+        sequences: Sequence[npt.ArrayLike],
+        *,
+        threads: int | None = None,
     ) -> None:
+        """weights: the table of a graph with block formats."""
         self._checkpoint = checkpoint
+        self._matrices = WatchedMatrices.of(weights)
         self._config = checkpoint.config
         self._ids = [np.asarray(ids, np.int64) for ids in sequences if len(np.asarray(ids))]
         if not self._ids:
@@ -86,14 +77,14 @@ class LayerInputs:
     def tokens(self) -> int:
         return sum(len(ids) for ids in self._ids)
 
-    def second_moment(self, name: str, expert: int | None = None) -> tuple[Float32, int]:
-        """H = X^T X / tokens [K, K] of the tensor's input X, and the number of tokens in X.
+    def second_moment(self, weight: GraphWeight, expert: int | None = None) -> tuple[Float32, int]:
+        """H = X^T X / tokens [K, K] of the weight's input X, and the number of tokens in X.
 
-        name: the graph's name of a weight, such as ``model.layers.2.feed_forward.experts.down_proj``; expert: of an
-        expert tensor the tokens routed to that expert, None for those of all experts. H is 0 where there are none.
+        expert: of a weight of experts the tokens routed to that expert, None for those of all experts. H is 0 where
+        there are none.
         """
-        pieces = self._inputs(name, expert)
-        moment = np.zeros((self._width(name),) * 2, np.float32)
+        pieces = self._inputs(weight, expert)
+        moment = np.zeros((weight.columns,) * 2, np.float32)
         tokens = sum(len(piece) for piece in pieces)
         with single_threaded_blas():
             for piece in pieces:
@@ -134,47 +125,31 @@ class LayerInputs:
         result: Float32 = 1 - (squares * share * share).sum(axis=0) / np.square((total * share).sum(axis=0))
         return result
 
-    def importance(self, name: str, expert: int | None = None) -> Float32:
-        """[K]: mean square of each column of the tensor's input, the diagonal of ``second_moment``; 0 if no tokens."""
-        pieces = self._inputs(name, expert)
+    def importance(self, weight: GraphWeight, expert: int | None = None) -> Float32:
+        """[K]: mean square of each column of the weight's input, the diagonal of ``second_moment``; 0 if no tokens."""
+        pieces = self._inputs(weight, expert)
         tokens = sum(len(piece) for piece in pieces)
-        total = sum((np.square(piece).sum(axis=0) for piece in pieces), np.zeros(self._width(name), np.float32))
+        total = sum((np.square(piece).sum(axis=0) for piece in pieces), np.zeros(weight.columns, np.float32))
         result: Float32 = total / np.float32(max(tokens, 1))
         return result
 
-    def expert_tokens(self, layer: int) -> npt.NDArray[np.int64]:
-        """[E]: tokens that the router of this MoE layer sends to each expert."""
-        reached = self._reach(layer)
-        counts = [
-            sum(len(piece) for piece in reached.inputs.get(f"feed_forward.experts.{expert}.w1.weight", ()))
-            for expert in range(self._config.num_experts)
-        ]
+    def expert_tokens(self, weight: GraphWeight) -> npt.NDArray[np.int64]:
+        """[E]: tokens that the router sends to each expert of a weight."""
+        counts = [sum(map(len, self._inputs(weight, expert))) for expert in range(weight.experts)]
         return np.array(counts, np.int64)
 
-    def _inputs(self, name: str, expert: int | None) -> list[Float32]:
-        if name in ("model.embed_tokens.weight", "lm_head.weight"):
+    def _inputs(self, weight: GraphWeight, expert: int | None) -> list[Float32]:
+        if weight.kind in (TensorKind.EMBEDDING, TensorKind.LM_HEAD):
             return [self._head_input()]
-        layer, watched = self._watched(name)
-        inputs = self._reach(layer).inputs
-        if "{}" not in watched:
-            return inputs[watched]
-        if expert is None and name.endswith("gate_up_proj"):
-            return inputs[_ROUTED]  # every token counts top-k times, and so none more than another
-        experts = range(self._config.num_experts) if expert is None else (expert,)
-        return [piece for index in experts for piece in inputs.get(watched.format(index), ())]
-
-    @staticmethod
-    def _watched(name: str) -> tuple[int, str]:
-        match = _LAYER.fullmatch(name)
-        if match is None or match[2] not in _WATCHED:
-            raise KeyError(f"{name} is no tensor whose inputs are recorded")
-        return int(match[1]), _WATCHED[match[2]]
-
-    def _width(self, name: str) -> int:
-        if not name.startswith("model.layers."):
-            return self._config.hidden_size
-        layer, watched = self._watched(name)
-        return self._checkpoint.shape(f"model.layers.{layer}.{watched.format(0)}")[1]
+        if weight.group is None or weight.layer is None:
+            raise KeyError(f"{weight.name} is no weight whose inputs are recorded")
+        inputs = self._reach(weight.layer).inputs
+        if expert is None and weight.common_input is not None:
+            return inputs[weight.common_input]  # every token counts top-k times, and so none more than another
+        if not weight.experts:
+            return inputs[weight.sources[0]]
+        experts = range(weight.experts) if expert is None else (expert,)
+        return [piece for index in experts for piece in inputs.get(weight.sources_of(index)[0], ())]
 
     # --- the forward pass ---------------------------------------------------------------------------------------------
 
@@ -235,7 +210,7 @@ class LayerInputs:
         """Take the residual streams through the next layer."""
         config, index = self._config, self._next
         layer = RecordedInputs()
-        weights = WatchedWeights(self._checkpoint, layer, pool, f"model.layers.{index}.")
+        weights = WatchedWeights(self._checkpoint, self._matrices, layer, pool)
         self._streams = feed_forward(config, weights, index, operator(config, weights, index, self._streams))
         self._next += 1
         with self._lock:

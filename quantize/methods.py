@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 
 from ..artifact.formats import BlockFormat, Float32, QuantizedRows
+from ..artifact.graph_weights import GraphWeight, TensorKind
 from ..artifact.method import Method
 from .blas_threads import single_threaded_blas
 from .gptq import quantize_gptq
@@ -33,7 +34,7 @@ HEAD_DAMPING = 0.3
 """The tied table is looked up as well, where every element counts the same: more of the identity than elsewhere."""
 
 _KEPT_STATISTICS = 6
-_HEADS = ("model.embed_tokens.weight", "lm_head.weight")
+_TABLES = (TensorKind.EMBEDDING, TensorKind.LM_HEAD)
 
 
 @dataclass
@@ -49,12 +50,12 @@ class _Statistics:
 
 
 class Quantizer:
-    """Quantizes pieces of named tensors by one method.
+    """Quantizes pieces of a graph's weights by one method.
 
-    sequences: calibration text as token ids; method rtn needs neither it nor the checkpoint, search without it weighs
-    all columns the same, gptq needs both. Safe to call from several threads; the bytes of a piece depend on nothing
-    but the piece, the format and the calibration text. Tensors are best asked for in the model's order, the
-    tied table last.
+    sequences: calibration text as token ids; weights: the table of a graph with block formats. Method rtn needs none of
+    these nor the checkpoint, search without them weighs all columns the same, gptq needs all. Safe to call from several
+    threads; the bytes of a piece depend on nothing but the piece, the format and the calibration text. Weights are best
+    asked for in the model's order, the tied table last.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Quantizer:
         checkpoint: Checkpoint | None = None,
         sequences: Sequence[npt.ArrayLike] | None = None,
         *,
+        weights: Sequence[GraphWeight] = (),
         threads: int | None = None,
     ) -> None:
         self.method = method
@@ -70,7 +72,7 @@ class Quantizer:
             raise ValueError("gptq needs the checkpoint and calibration text")
         self._inputs = None
         if self.method is not Method.RTN and checkpoint is not None and sequences is not None:
-            self._inputs = LayerInputs(checkpoint, sequences, threads=threads)
+            self._inputs = LayerInputs(checkpoint, weights, sequences, threads=threads)
         self._checkpoint = checkpoint
         self._lock = threading.Lock()
         self._statistics: OrderedDict[tuple[str, int | None], _Statistics] = OrderedDict()
@@ -78,32 +80,32 @@ class Quantizer:
         self._expert_tokens: dict[str, list[int]] = {}
         self._fallbacks: dict[tuple[str, int | None], str] = {}
 
-    def quantize(self, name: str, rows: Float32, first_row: int, fmt: BlockFormat) -> QuantizedRows:
-        """Quantize ``rows`` [n, K] of the tensor ``name`` of the exported graph.
+    def quantize(self, weight: GraphWeight, rows: Float32, first_row: int, fmt: BlockFormat) -> QuantizedRows:
+        """Quantize ``rows`` [n, K] of a weight.
 
-        first_row: index of the first of them among all rows of the tensor, those of expert tensors counted expert by
-        expert; the rows must all be of one expert. Raises ValueError as quantize_round_to_nearest does.
+        first_row: index of the first of them among all rows of the weight, those of experts counted expert by expert;
+        the rows must all be of one expert. Raises ValueError as quantize_round_to_nearest does.
         """
         if self.method is Method.RTN:
             return quantize_round_to_nearest(rows, fmt)
         if self._inputs is None:
             return quantize_scale_search(rows, fmt)
         with single_threaded_blas():
-            known = self._known(name, self._expert(name, first_row))
+            known = self._known(weight, weight.expert_of_row(first_row))
             if known.factor is not None:
                 made = quantize_gptq(rows, fmt, known.factor)
-                self._errors.add(name, rows, made, fmt, known.factor)
+                self._errors.add(weight.name, rows, made, fmt, known.factor)
             else:
                 made = quantize_scale_search(rows, fmt, known.importance)
             return made
 
-    def factor(self, name: str, expert: int | None = None) -> HessianFactor | None:
-        """Of method gptq: by what rounding errors of the tensor, or of one expert of it, are fed back.
+    def factor(self, weight: GraphWeight, expert: int | None = None) -> HessianFactor | None:
+        """Of method gptq: by what rounding errors of the weight, or of one expert of it, are fed back.
 
         None where the calibration text says too little; ``report`` then says why.
         """
         with single_threaded_blas():
-            return self._known(name, expert).factor
+            return self._known(weight, expert).factor
 
     def report(self) -> dict[str, Any]:
         """What was done, by tensor name.
@@ -123,73 +125,67 @@ class Quantizer:
                 ],
             }
 
-    def _expert(self, name: str, first_row: int) -> int | None:
-        if self._checkpoint is None or ".experts." not in name:
-            return None
-        config = self._checkpoint.config
-        per_expert = config.hidden_size if name.endswith("down_proj") else 2 * config.moe_intermediate_size
-        return first_row // per_expert
-
-    def _known(self, name: str, expert: int | None) -> _Statistics:
+    def _known(self, weight: GraphWeight, expert: int | None) -> _Statistics:
         with self._lock:
-            known = self._statistics.setdefault((name, expert), _Statistics())
-            self._statistics.move_to_end((name, expert))
+            known = self._statistics.setdefault((weight.name, expert), _Statistics())
+            self._statistics.move_to_end((weight.name, expert))
             while len(self._statistics) > _KEPT_STATISTICS:
                 self._statistics.popitem(last=False)
         with known.lock:
             if not known.ready:
-                self._learn(known, name, expert)
+                self._learn(known, weight, expert)
                 known.ready = True
         return known
 
-    def _learn(self, known: _Statistics, name: str, expert: int | None) -> None:
+    def _learn(self, known: _Statistics, weight: GraphWeight, expert: int | None) -> None:
         assert self._inputs is not None
-        if self._is_lookup_alone(name):
+        if self._is_lookup_alone(weight):
             return
         if self.method is Method.SEARCH:
-            known.importance = _tempered(self._inputs.importance(name, expert))
+            known.importance = _tempered(self._inputs.importance(weight, expert))
             return
         try:
-            if name in _HEADS:
+            if weight.kind in _TABLES:
                 known.factor = HessianFactor.from_second_moment(self._inputs.head_moment(), HEAD_DAMPING)
-            elif ".experts." not in name:
-                known.factor = HessianFactor.from_second_moment(self._inputs.second_moment(name)[0])
+            elif not weight.experts:
+                known.factor = HessianFactor.from_second_moment(self._inputs.second_moment(weight)[0])
             elif expert is None:
-                known.moment = self._inputs.second_moment(name)[0]
-                if self._shares_factor(name, len(known.moment)):
+                known.moment = self._inputs.second_moment(weight)[0]
+                if self._shares_factor(weight):
                     known.factor = HessianFactor.from_second_moment(known.moment)
             else:
-                known.factor = self._expert_factor(name, expert)
+                known.factor = self._expert_factor(weight, expert)
         except ValueError as error:
-            known.importance = _tempered(self._inputs.importance(name))
+            known.importance = _tempered(self._inputs.importance(weight))
             with self._lock:
-                self._fallbacks[name, expert] = str(error)
+                self._fallbacks[weight.name, expert] = str(error)
 
-    def _is_lookup_alone(self, name: str) -> bool:
+    def _is_lookup_alone(self, weight: GraphWeight) -> bool:
         """Whether the tensor is an embedding that no input is multiplied by: all its elements count the same."""
-        return name == _HEADS[0] and self._checkpoint is not None and not self._checkpoint.config.tie_word_embeddings
+        tied = self._checkpoint is None or self._checkpoint.config.tie_word_embeddings
+        return weight.kind is TensorKind.EMBEDDING and not tied
 
-    def _expert_factor(self, name: str, expert: int) -> HessianFactor:
+    def _expert_factor(self, weight: GraphWeight, expert: int) -> HessianFactor:
         assert self._inputs is not None
-        counts = self._inputs.expert_tokens(int(name.split(".")[2])).tolist()
+        counts = self._inputs.expert_tokens(weight).tolist()
         with self._lock:
-            self._expert_tokens[name] = counts
+            self._expert_tokens[weight.name] = counts
         if counts[expert] < LEAST_EXPERT_TOKENS:
             raise ValueError(f"{counts[expert]} calibration tokens, expected at least {LEAST_EXPERT_TOKENS}")
-        layer = self._known(name, None)
+        layer = self._known(weight, None)
         if layer.factor is not None:
             return layer.factor
         if layer.moment is None:
             raise ValueError("the inputs of the layer's experts are zero or not finite")
-        own, tokens = self._inputs.second_moment(name, expert)
+        own, tokens = self._inputs.second_moment(weight, expert)
         return HessianFactor.from_second_moment(shrunk(own, tokens, layer.moment, SHRINKAGE_TOKENS))
 
-    def _shares_factor(self, name: str, columns: int) -> bool:
+    def _shares_factor(self, weight: GraphWeight) -> bool:
         """Whether experts share one factor: their input is the same, and the tokens of one alone say too little."""
         assert self._inputs is not None and self._checkpoint is not None
         config = self._checkpoint.config
         by_expert = self._inputs.tokens * config.num_experts_per_tok / config.num_experts
-        return name.endswith("gate_up_proj") and by_expert < columns
+        return weight.common_input is not None and by_expert < weight.columns
 
 
 def _tempered(importance: Float32) -> Float32 | None:

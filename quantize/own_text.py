@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from ..checkpoint.expected_tensors import parameter_count
 from ..reference.layers import SequenceState
 from ..reference.model import Reference
 from .blas_threads import single_threaded_blas
@@ -22,8 +23,8 @@ _SEQUENCE_TOKENS = 256
 
 def writes_own_text(checkpoint: Checkpoint) -> bool:
     """Whether the model is small enough, and has the token that its texts begin with."""
-    elements = sum(int(np.prod(checkpoint.shape(name), dtype=np.int64)) for name in checkpoint.names())
-    return elements <= LARGEST_PARAMETERS and checkpoint.config.bos_token_id is not None
+    config = checkpoint.config
+    return parameter_count(config) <= LARGEST_PARAMETERS and config.bos_token_id is not None
 
 
 def own_text(checkpoint: Checkpoint, tokens: int, seed: int = 0) -> list[npt.NDArray[np.int64]]:

@@ -6,6 +6,7 @@ import hashlib
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..artifact.formats import BlockFormat, Float32, QuantizedRows
+from ..artifact.graph_weights import GraphWeight
 from ..artifact.method import Method
 from ..artifact.precision import Precision
 from ..errors import InputError
@@ -20,7 +22,7 @@ from .calibration_text import DEFAULT_CALIBRATION_TOKENS, TextHalf, load_calibra
 from .methods import Quantizer
 from .own_text import own_text, writes_own_text
 from .recipe import CalibrationText, Recipe
-from .tensor_groups import Formats, formats_of_all, tensor_groups
+from .tensor_groups import Formats, TensorGroup, same_format, tensor_groups
 
 if TYPE_CHECKING:
     from ..checkpoint.checkpoint import Checkpoint
@@ -44,10 +46,14 @@ class QuantizationOptions:
 
 @dataclass(frozen=True)
 class Quantization:
-    """``note``: one line for the user where a default had to give way. Makes its quantizer when that is first used."""
+    """Makes its quantizer when that is first used.
+
+    weights: the table of a graph with block formats. note: one line for the user where a default had to give way.
+    """
 
     recipe: Recipe
     checkpoint: Checkpoint
+    weights: tuple[GraphWeight, ...]
     calibration: Path | None = None
     sequences: Sequences | None = None
     threads: int | None = None
@@ -63,12 +69,17 @@ class Quantization:
     def quantizer(self) -> Quantizer:
         with self._lock:
             if "quantizer" not in self._made:
-                method = self.recipe.method
-                self._made["quantizer"] = Quantizer(method, self.checkpoint, self.sequences, threads=self.threads)
+                self._made["quantizer"] = Quantizer(
+                    self.recipe.method, self.checkpoint, self.sequences, weights=self.weights, threads=self.threads
+                )
             return self._made["quantizer"]
 
-    def quantize(self, name: str, rows: Float32, first_row: int, fmt: BlockFormat) -> QuantizedRows:
-        return self.quantizer.quantize(name, rows, first_row, fmt)
+    @cached_property
+    def groups(self) -> list[TensorGroup]:
+        return tensor_groups(self.weights)
+
+    def quantize(self, weight: GraphWeight, rows: Float32, first_row: int, fmt: BlockFormat) -> QuantizedRows:
+        return self.quantizer.quantize(weight, rows, first_row, fmt)
 
     def tensor_reports(self) -> dict[str, dict[str, Any]]:
         """What the quantizer says of each weight it has seen, by name, as far as it says anything.
@@ -92,8 +103,7 @@ class Quantization:
 
     def format_of_weights(self) -> dict[str, BlockFormat]:
         """The format of each weight of the graph by the weight's name."""
-        groups = tensor_groups(self.checkpoint.config)
-        return {weight.name: self.recipe.formats[group.name] for group in groups for weight in group.weights}
+        return {weight.name: self.recipe.formats[group.name] for group in self.groups for weight in group.weights}
 
     def with_formats(self, formats: Formats, method: Method | None = None) -> Quantization:
         """The same text and, unless another is given, method, for other formats; with a quantizer of its own."""
@@ -109,11 +119,16 @@ class Quantization:
 
 
 def settle_quantization(
-    checkpoint: Checkpoint, precision: Precision, options: QuantizationOptions, *, tokenizer: bool
+    checkpoint: Checkpoint,
+    weights: tuple[GraphWeight, ...],
+    precision: Precision,
+    options: QuantizationOptions,
+    *,
+    tokenizer: bool,
 ) -> Quantization:
     """Decide method and formats, and read the calibration text. InputError where the options contradict one another.
 
-    tokenizer: whether calibration text can be tokenized at all.
+    weights: the table of a graph with block formats. tokenizer: whether calibration text can be tokenized at all.
     """
     fmt = precision.weights
     if not isinstance(fmt, BlockFormat):
@@ -127,7 +142,7 @@ def settle_quantization(
         tokens = recipe.calibration.tokens if recipe.calibration is not None else tokens
     else:
         method, note = _method(precision, options, tokenizer)
-        formats = formats_of_all(checkpoint.config, fmt)
+        formats = same_format(tensor_groups(weights), fmt)
         calibrates = tokenizer and method is not Method.RTN
     if calibrates and not tokenizer:
         raise InputError(
@@ -139,7 +154,7 @@ def settle_quantization(
         raise InputError(f"--calibration: {reason} is calibrated; leave it out")
     if not calibrates:
         recipe = recipe or Recipe(precision.name, method, formats)
-        return Quantization(recipe, checkpoint, threads=options.threads, note=note)
+        return Quantization(recipe, checkpoint, weights, threads=options.threads, note=note)
     sequences = calibration_sequences(checkpoint, options.calibration, tokens)
     text = CalibrationText(sequences_digest(sequences), tokens)
     if recipe is not None and text != recipe.calibration:
@@ -147,7 +162,7 @@ def settle_quantization(
             "the recipe was made with other calibration text or another tokenizer: give the same --calibration"
         )
     recipe = recipe or Recipe(precision.name, method, formats, text)
-    return Quantization(recipe, checkpoint, options.calibration, sequences, options.threads)
+    return Quantization(recipe, checkpoint, weights, options.calibration, sequences, options.threads)
 
 
 def calibration_sequences(

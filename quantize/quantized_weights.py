@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..artifact.formats import BlockFormat, Float32, dequantize
+from ..artifact.graph_weights import GraphWeight
 from ..hardware.cores import thread_count
 from ..reference.weights import ConvertedWeights, Weights
 from .quantization import Quantization
-from .tensor_groups import Formats, TensorGroup, tensor_groups
+from .tensor_groups import Formats, TensorGroup
 
 _PIECE_ELEMENTS = 1 << 20
 """Weights quantized at a time by one thread."""
@@ -22,9 +23,9 @@ _PIECE_ELEMENTS = 1 << 20
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a tensor of the checkpoint stands in the graph: the weight's name, its expert's first row, its format."""
+    """Where a tensor of the checkpoint stands in the graph: the weight, its expert's first row, its format."""
 
-    weight: str
+    weight: GraphWeight
     first_row: int
     fmt: BlockFormat
 
@@ -50,7 +51,7 @@ class QuantizedWeights:
     ) -> QuantizedWeights:
         """Those groups that ``formats`` names are quantized, the others are ``plain``."""
         places: dict[str, _Place] = {}
-        for group in tensor_groups(quantization.checkpoint.config):
+        for group in quantization.groups:
             if group.name in formats:
                 places |= _places(group, formats[group.name])
         return cls(plain, quantization, places, rounds_activations)
@@ -104,14 +105,12 @@ class QuantizedWeights:
 
 
 def _places(group: TensorGroup, fmt: BlockFormat) -> dict[str, _Place]:
-    places = {}
-    for weight in group.weights:
-        # Rows of one expert come from as many tensors for each: w1 and w3, or w2.
-        experts = weight.rows // weight.rows_per_expert if weight.rows_per_expert else 1
-        by_expert = len(weight.sources) // experts
-        for index, source in enumerate(weight.sources):
-            places[source] = _Place(weight.name, index // by_expert * weight.rows_per_expert, fmt)
-    return places
+    return {
+        source: _Place(weight, (expert or 0) * weight.rows_per_expert, fmt)
+        for weight in group.weights
+        for expert, sources in weight.sources_by_expert()
+        for source in sources
+    }
 
 
 class _RoundingMatrix:

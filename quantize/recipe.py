@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,9 @@ from typing import Any
 from ..artifact.artifact import MANIFEST_NAME
 from ..artifact.formats import BlockFormat
 from ..artifact.method import Method
-from ..checkpoint.config import LfmConfig
 from ..errors import InputError
 from ..strict_json import parse_json, shown
-from .tensor_groups import Formats, tensor_groups
+from .tensor_groups import Formats, TensorGroup
 
 RECIPE_VERSION = 1
 
@@ -72,8 +71,8 @@ class Recipe:
         }
 
 
-def read_recipe(path: Path, config: LfmConfig) -> Recipe:
-    """The recipe in ``path``: its own file, an artifact's manifest, or an artifact's folder. InputError."""
+def read_recipe(path: Path, groups: Sequence[TensorGroup]) -> Recipe:
+    """The recipe in ``path`` (its own file, an artifact's manifest or folder) for a model's groups. InputError."""
     path = path / MANIFEST_NAME if path.is_dir() else path
     try:
         if path.stat().st_size > _MAX_BYTES:
@@ -82,7 +81,7 @@ def read_recipe(path: Path, config: LfmConfig) -> Recipe:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"the recipe {path} cannot be read: {reason}") from None
-    return parse_recipe(_recipe_in_manifest(data, path), config, str(path))
+    return parse_recipe(_recipe_in_manifest(data, path), groups, str(path))
 
 
 def _recipe_in_manifest(data: Any, path: Path) -> Any:
@@ -97,7 +96,7 @@ def _recipe_in_manifest(data: Any, path: Path) -> Any:
     return found[0].get("recipe")
 
 
-def parse_recipe(data: Any, config: LfmConfig, file: str) -> Recipe:
+def parse_recipe(data: Any, groups: Sequence[TensorGroup], file: str) -> Recipe:
     """Check parsed JSON. InputError names ``file`` and the field that is missing, unknown or has no valid value."""
     if not isinstance(data, dict):
         raise InputError(f"{file}: expected a recipe (an object), found {shown(data)}")
@@ -112,7 +111,7 @@ def parse_recipe(data: Any, config: LfmConfig, file: str) -> Recipe:
     precision = data["precision"]
     if not isinstance(precision, str):
         raise InputError(f"{file}: precision is {shown(precision)}, expected a name such as q4")
-    formats = _formats(data["formats"], config, file)
+    formats = _formats(data["formats"], groups, file)
     text, choice = _calibration(data["calibration"], file), _choice(data["choice"], file)
     if method is Method.GPTQ and text is None:
         raise InputError(f"{file}: method gptq needs calibration")
@@ -158,10 +157,9 @@ def _calibration(data: Any, file: str) -> CalibrationText | None:
     raise InputError(f"{file}: calibration is {shown(data)}, expected null or a sha256 and a number of tokens")
 
 
-def _formats(data: Any, config: LfmConfig, file: str) -> dict[str, BlockFormat]:
+def _formats(data: Any, groups: Sequence[TensorGroup], file: str) -> dict[str, BlockFormat]:
     if not isinstance(data, Mapping):
         raise InputError(f"{file}: formats is {shown(data)}, expected an object")
-    groups = tensor_groups(config)
     if unknown := sorted(set(data) - {group.name for group in groups}):
         raise InputError(f"{file}: this model has no weights {shown(unknown[0])}; was the recipe made for another one?")
     formats = {}

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..artifact.formats import BlockFormat
+from ..artifact.graph_weights import TensorKind
 from ..artifact.method import Method
 from ..errors import InputError
 from ..hardware.cores import thread_count
@@ -33,7 +34,7 @@ from .blas_threads import single_threaded_blas
 from .divergence import divergence, logits
 from .quantization import Quantization
 from .quantized_weights import QuantizedWeights
-from .tensor_groups import TensorGroup, tensor_groups
+from .tensor_groups import TensorGroup
 
 MEASURED_OPERATIONS = 2e13
 """Multiplications and additions that measuring may take: some minutes on two cores. Beyond it, the estimate."""
@@ -89,7 +90,7 @@ class _Sensitivity:
         self.progress = progress
         self.config = quantization.checkpoint.config
         self.plain = Weights(quantization.checkpoint, ConvertedWeights(_CACHE_BYTES))
-        self.groups = tensor_groups(self.config)
+        self.groups = quantization.groups
         self.measures = _operations(self.groups, sequences, len(candidates)) <= MEASURED_OPERATIONS
         if not self.measures:
             # The order of the formats is the same by any method, and this one takes a fraction of the time.
@@ -154,7 +155,7 @@ class _Sensitivity:
         self, index: int, entered: Streams, middle: Streams, original: Any, group: TensorGroup, fmt: BlockFormat
     ) -> Option:
         weights = self._weights(group, fmt)
-        if group.kind not in ("feed_forward", "experts"):
+        if not group.is_feed_forward:
             middle = operator(self.config, weights, index, entered)
         streams = feed_forward(self.config, weights, index, middle)
         for later in range(index + 1, self.config.num_hidden_layers):
@@ -164,8 +165,7 @@ class _Sensitivity:
 
     def _estimate(self, index: int, entered: Streams, middle: Streams, group: TensorGroup, fmt: BlockFormat) -> Option:
         """The effect without the factor c."""
-        is_feed_forward = group.kind in ("feed_forward", "experts")
-        block, start = (feed_forward, middle) if is_feed_forward else (operator, entered)
+        block, start = (feed_forward, middle) if group.is_feed_forward else (operator, entered)
         expected = block(self.config, self.plain, index, start)
         rounded = block(self.config, self._weights(group, fmt), index, start)
         return Option(fmt, group.nbytes(fmt), _relative_error(expected, rounded))
@@ -174,8 +174,8 @@ class _Sensitivity:
         """Of the embedding, the head, or the table that is both."""
         weights = self._weights(group, fmt)
         effect = 0.0
-        is_head = group.kind == "lm_head" or self.config.tie_word_embeddings
-        if self.measures and group.kind == "embedding":
+        is_head = group.kind is TensorKind.LM_HEAD or self.config.tie_word_embeddings
+        if self.measures and group.kind is TensorKind.EMBEDDING:
             streams = embed(weights, self.sequences)
             for index in range(self.config.num_hidden_layers):
                 middle = operator(self.config, self.plain, index, streams)
@@ -183,7 +183,7 @@ class _Sensitivity:
             head = weights if is_head else self.plain
             effect = divergence(original, logits(self.config, head, streams)).kld
         else:
-            if group.kind == "embedding":
+            if group.kind is TensorKind.EMBEDDING:
                 effect += factor * _relative_error(embed(self.plain, self.sequences), embed(weights, self.sequences))
             if is_head:
                 effect += divergence(original, logits(self.config, weights, final)).kld

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..artifact.formats import Float32
+from ..artifact.graph_weights import GraphWeight
 
 if TYPE_CHECKING:
     from ..reference.weights import WeightReader
@@ -17,12 +18,29 @@ if TYPE_CHECKING:
 _ROWS = 512
 """Rows of a weight matrix read, converted and multiplied at a time by one thread."""
 
-_UNWATCHED = re.compile(r"norm|bias|conv\.conv\.")
+
+@dataclass(frozen=True)
+class WatchedMatrices:
+    """The checkpoint's matrices that are read when multiplied, and those of them whose inputs are recorded.
+
+    Of matrices with the same input the first alone records it; of experts also what all of them have in common.
+    """
+
+    names: frozenset[str]
+    recorded: frozenset[str]
+
+    @classmethod
+    def of(cls, weights: Iterable[GraphWeight]) -> WatchedMatrices:
+        """Those that the weights with blocks of a table are made of."""
+        blocks = [weight for weight in weights if weight.group is not None]
+        common = {weight.common_input for weight in blocks if weight.common_input is not None}
+        firsts = {sources[0] for weight in blocks for _, sources in weight.sources_by_expert()}
+        return cls(frozenset(common.union(*(weight.sources for weight in blocks))), frozenset(common | firsts))
 
 
 @dataclass
 class RecordedInputs:
-    """What went into the matrices of one layer: name within the layer -> pieces [tokens, K]."""
+    """What went into the matrices of one layer: the matrix's name -> pieces [tokens, K]."""
 
     inputs: dict[str, list[Float32]] = field(default_factory=dict)
 
@@ -36,26 +54,28 @@ class RecordedInputs:
 
 
 class WatchedWeights:
-    """Weights for the walk through a layer: matrices are read when multiplied and record what they multiply.
-
-    layer: where that is recorded, under names without ``root``, the prefix of the layer's tensors.
-    """
+    """Weights for the walk through a layer: matrices are read when multiplied and record there what they multiply."""
 
     def __init__(
-        self, reader: WeightReader, layer: RecordedInputs, pool: ThreadPoolExecutor, root: str, prefix: str = ""
+        self,
+        reader: WeightReader,
+        matrices: WatchedMatrices,
+        layer: RecordedInputs,
+        pool: ThreadPoolExecutor,
+        prefix: str = "",
     ) -> None:
-        self._reader, self._layer, self._pool = reader, layer, pool
-        self._root, self._prefix = root, prefix
+        self._reader, self._matrices = reader, matrices
+        self._layer, self._pool, self._prefix = layer, pool, prefix
 
     def scope(self, prefix: str) -> WatchedWeights:
-        return WatchedWeights(self._reader, self._layer, self._pool, self._root, self._prefix + prefix)
+        return WatchedWeights(self._reader, self._matrices, self._layer, self._pool, self._prefix + prefix)
 
     def __call__(self, name: str) -> Any:
         full = self._prefix + name
-        path = full.removeprefix(self._root)
-        if _UNWATCHED.search(path):
+        if full not in self._matrices.names:
             return self._reader.float32(full)
-        return _WatchedMatrix(self._reader, full, path, self._layer, self._pool)
+        layer = self._layer if full in self._matrices.recorded else None
+        return _WatchedMatrix(self._reader, full, layer, self._pool)
 
 
 class _WatchedMatrix:
@@ -63,19 +83,17 @@ class _WatchedMatrix:
 
     __array_ufunc__ = None  # numpy then leaves x @ self to __rmatmul__
 
-    def __init__(
-        self, reader: WeightReader, name: str, path: str, layer: RecordedInputs, pool: ThreadPoolExecutor
-    ) -> None:
-        self._reader, self._name, self._path = reader, name, path
-        self._layer, self._pool = layer, pool
+    def __init__(self, reader: WeightReader, name: str, layer: RecordedInputs | None, pool: ThreadPoolExecutor) -> None:
+        """layer: where x is recorded, if it is."""
+        self._reader, self._name, self._layer, self._pool = reader, name, layer, pool
 
     @property
     def T(self) -> _WatchedMatrix:
         return self
 
     def __rmatmul__(self, x: Float32) -> Float32:
-        if not self._path.endswith((".w3.weight", "k_proj.weight", "v_proj.weight")):
-            self._layer.record(self._path, x)
+        if self._layer is not None:
+            self._layer.record(self._name, x)
         count = self._reader.shape(self._name)[0]
         y = np.empty((len(x), count), np.float32)
 

@@ -11,6 +11,7 @@ from typing import Any
 import onnx
 
 from ..artifact.artifact import Artifact, Verification
+from ..artifact.graph_weights import TensorKind, tensor_kind
 from ..checkpoint.config import LfmConfig
 from ..errors import ArtifactError
 
@@ -28,19 +29,21 @@ _BITS = {
     onnx.TensorProto.UINT4: 4,
 }
 """Bits of an element where they are not 8."""
-# The first part of a name that fits decides. Names are the checkpoint's.
-_CLASSES = (
-    ("embedding", ("embed_tokens",)),
-    ("lm_head", ("lm_head",)),
-    ("experts", (".experts.", "experts_")),
-    ("router", ("feed_forward.gate.", "expert_bias")),
-    ("norms", ("norm",)),
-    ("short_conv", ("conv.conv.",)),
-    ("conv_projections", (".conv.",)),
-    ("attention", ("self_attn.",)),
-    ("dense_feed_forward", ("feed_forward.",)),
-    ("rope", ("rotary", ".cos", ".sin")),
-)
+_CLASSES = {
+    TensorKind.EMBEDDING: "embedding",
+    TensorKind.LM_HEAD: "lm_head",
+    TensorKind.EXPERTS: "experts",
+    TensorKind.ROUTER: "router",
+    TensorKind.NORM: "norms",
+    TensorKind.SHORT_CONV: "short_conv",
+    TensorKind.CONV: "conv_projections",
+    TensorKind.BIAS: "conv_projections",
+    TensorKind.ATTENTION: "attention",
+    TensorKind.FEED_FORWARD: "dense_feed_forward",
+    TensorKind.ROTARY: "rope",
+    None: "constants",
+}
+"""In the order in which they are shown. Constants belong to the graph, not to the model."""
 
 
 @dataclass(frozen=True)
@@ -156,35 +159,29 @@ def tensor_classes(model: onnx.ModelProto, config: LfmConfig) -> tuple[TensorCla
             readers.setdefault(name, set()).add(node.op_type)
     found: dict[str, list[tuple[onnx.TensorProto, int, int, int]]] = {}
     for tensor in model.graph.initializer:
-        kind = classify(tensor.name)
+        kind = tensor_kind(tensor.name)
         elements = _product(tensor.dims)
         size = (elements * _BITS.get(tensor.data_type, 8) + 7) // 8
         touched = size
-        if kind == "experts" and config.num_experts:
+        if kind is TensorKind.EXPERTS and config.num_experts:
             touched = size * config.num_experts_per_tok // config.num_experts
-        elif tensor.name.endswith((".cos", ".sin")) or (
-            kind == "embedding" and all("Gather" in reader for reader in readers.get(tensor.name, ()))
+        elif (kind is TensorKind.ROTARY and len(tensor.dims) == 2) or (
+            kind is TensorKind.EMBEDDING and all("Gather" in reader for reader in readers.get(tensor.name, ()))
         ):
             touched = size // max(tensor.dims[0], 1)
-        found.setdefault(kind, []).append((tensor, elements, size, touched))
-    order = [*(name for name, _ in _CLASSES), "constants"]
+        found.setdefault(_CLASSES[kind], []).append((tensor, elements, size, touched))
     return tuple(
         TensorClass(
-            name=kind,
-            tensors=len(found[kind]),
-            elements=sum(elements for _, elements, _, _ in found[kind]),
-            bytes=sum(size for _, _, size, _ in found[kind]),
-            touched_bytes=sum(touched for _, _, _, touched in found[kind]),
-            dtypes=tuple(sorted({_dtype_name(tensor.data_type) for tensor, _, _, _ in found[kind]})),
+            name=name,
+            tensors=len(found[name]),
+            elements=sum(elements for _, elements, _, _ in found[name]),
+            bytes=sum(size for _, _, size, _ in found[name]),
+            touched_bytes=sum(touched for _, _, _, touched in found[name]),
+            dtypes=tuple(sorted({_dtype_name(tensor.data_type) for tensor, _, _, _ in found[name]})),
         )
-        for kind in order
-        if kind in found
+        for name in dict.fromkeys(_CLASSES.values())
+        if name in found
     )
-
-
-def classify(name: str) -> str:
-    """The class of a tensor by its name; "constants" for what belongs to the graph, not to the model."""
-    return next((kind for kind, parts in _CLASSES if any(part in name for part in parts)), "constants")
 
 
 def _count_operators(nodes: Iterable[onnx.NodeProto]) -> tuple[OperatorCount, ...]:

@@ -12,11 +12,11 @@ from typing import Any
 from ... import __version__
 from ...artifact.artifact import MANIFEST_NAME, MANIFEST_VERSION
 from ...checkpoint.checkpoint import Checkpoint
+from ...checkpoint.expected_tensors import parameter_count
 from ..manifest import (
     SourceHash,
     config_sha256,
     describe_file,
-    parameter_count,
     source_name,
 )
 from .float_model import OPSET
@@ -61,7 +61,7 @@ def write_artifact_manifest(
         },
         "model": {
             "model_type": checkpoint.config.model_type,
-            "parameters": parameter_count(checkpoint),
+            "parameters": parameter_count(checkpoint.config),
             "layer_types": list(checkpoint.config.layer_types),
             "context_length": context_length,
         },

@@ -47,7 +47,7 @@ def _weights_by_expert(graph: StaticGraph, x: Value, weights: WeightSources, con
     shape = (1, x.shape[1], config.num_experts)
     chosen, chosen_weights = route(graph, x, weights, config)
     zeros = graph.weight(
-        f"router.none.{shape[1]}", shape, WeightKind.TABLE, lambda first, last: np.zeros(shape, np.float32)
+        f"router.none.{shape[1]}", shape, WeightKind.TABLE, Rows(lambda first, last: np.zeros(shape, np.float32))
     )
     return graph.emit("ScatterElements", [zeros, chosen, chosen_weights], "router.by_expert", shape, axis=2)
 
@@ -58,18 +58,15 @@ def wide_experts(graph: StaticGraph, x: Value, weights: WeightSources, config: L
     tokens, total = x.shape[1], experts * width
     by_expert = _weights_by_expert(graph, x, weights, config)
 
-    def every(matrix: str) -> list[str]:
-        return [f"experts.{expert}.{matrix}.weight" for expert in range(experts)]
-
     # The router is shared with the other forms; what follows has ranges of its own.
     outer, graph = graph, graph.scope("wide.")
-    w1 = graph.weight("w1", (hidden, total), WeightKind.LINEAR, weights.stacked(*every("w1")))
-    w3 = graph.weight("w3", (hidden, total), WeightKind.LINEAR, weights.stacked(*every("w3")))
+    w1 = graph.weight("w1", (hidden, total), WeightKind.LINEAR, weights.stacked(_every_expert("w1", config)))
+    w3 = graph.weight("w3", (hidden, total), WeightKind.LINEAR, weights.stacked(_every_expert("w3", config)))
     inner = gated(graph, graph.matmul("w1.out", x, w1), graph.matmul("w3.out", x, w3))
     inner = graph.reshape("inner_by_expert", inner, (1, tokens, experts, width))
     inner = graph.mul("weighted", inner, graph.reshape("router_column", by_expert, (1, tokens, experts, 1)))
     inner = graph.reshape("weighted_inner", inner, (1, tokens, total))
-    rows = weights.side_by_side(every("w2"), config.routed_scaling_factor)
+    rows = weights.side_by_side(_every_expert("w2", config), config.routed_scaling_factor)
     w2 = graph.weight("w2", (total, hidden), WeightKind.LINEAR, rows)
     return outer.matmul("experts", inner, w2)
 
@@ -166,13 +163,17 @@ def _expert_matrices(
     graph: StaticGraph, weights: WeightSources, config: LfmConfig, *, packed: bool
 ) -> tuple[_ExpertMatrix, _ExpertMatrix, _ExpertMatrix]:
     experts, hidden, width = config.num_experts, config.hidden_size, config.moe_intermediate_size
-    w1, w3 = (weights.experts(f"experts.{{}}.{matrix}.weight") for matrix in ("w1", "w3"))
-    w2 = weights.experts("experts.{}.w2.weight", config.routed_scaling_factor)
+    w1, w3 = (weights.experts(_every_expert(matrix, config)) for matrix in ("w1", "w3"))
+    w2 = weights.experts(_every_expert("w2", config), config.routed_scaling_factor)
     return (
         _ExpertMatrix(graph, "w1", (experts, hidden, width), w1, packed),
         _ExpertMatrix(graph, "w3", (experts, hidden, width), w3, packed),
         _ExpertMatrix(graph, "w2", (experts, width, hidden), w2, packed),
     )
+
+
+def _every_expert(matrix: str, config: LfmConfig) -> list[str]:
+    return [f"experts.{expert}.{matrix}.weight" for expert in range(config.num_experts)]
 
 
 def _expert(
@@ -197,5 +198,5 @@ def _extremes(rows: Rows, shape: tuple[int, int, int], packed: bool) -> Callable
     return read
 
 
-def _scaled(read: Callable[[int, int], Array], columns: slice, factor: float) -> Callable[[int, int], Array]:
-    return lambda first, last: read(first, last)[:, :, columns] * np.float32(factor)
+def _scaled(read: Callable[[int, int], Array], columns: slice, factor: float) -> Rows:
+    return Rows(lambda first, last: read(first, last)[:, :, columns] * np.float32(factor))

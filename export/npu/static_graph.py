@@ -6,13 +6,15 @@ so that a range measured in either holds for both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from .weight_sources import Rows
 
 PACKED_GATHER = "PackedGather"
 """The one operator that is no ONNX operator: see ``StaticGraph.emit_packed_gather``."""
@@ -66,7 +68,7 @@ class Weight:
 
     value: Value
     kind: WeightKind
-    rows: Callable[[int, int], Array]
+    rows: Rows
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ class StaticGraph:
         inputs = [port for port in self.inputs if port.value.name in needed]
         return replace(self, inputs=inputs, outputs=outputs, nodes=nodes[::-1])
 
-    def weight(self, name: str, shape: Sequence[int], kind: WeightKind, rows: Callable[[int, int], Array]) -> Value:
+    def weight(self, name: str, shape: Sequence[int], kind: WeightKind, rows: Rows) -> Value:
         value = Value(self.prefix + name, tuple(shape))
         self.weights[value.name] = Weight(value, kind, rows)
         return value

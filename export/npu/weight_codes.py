@@ -66,7 +66,7 @@ def _experts(weight: Weight, stored_as: StoredAs, inputs: WeightInputs | None) -
     unit = np.full((outputs, 1), 1 / largest, np.float32)
     for expert in range(experts):
         rows = normalized(weight.rows(expert, expert + 1), packed=packed)
-        factor = None if inputs is None else inputs.factor(weight.value.name, expert)
+        factor = None if inputs is None else inputs.factor(weight, expert)
         if factor is None:
             steps = np.clip(np.rint(rows * np.float32(largest)), -largest, largest).astype(np.int8)
         else:
@@ -92,11 +92,11 @@ def _linear(weight: Weight, stored_as: StoredAs, inputs: WeightInputs | None) ->
     for first, last in row_pieces(weight):
         codes[first:last], scales[first:last] = rounded(weight.rows(first, last))
     if inputs is not None:
-        shares = inputs.shares(weight.value.name, (columns, outputs))
+        shares = inputs.shares(weight)
         # Experts beside one another in every row: read once instead of once for each.
         whole = weight.rows(0, outputs) if shares[0].columns != slice(0, columns) else None
         for share in shares:
-            factor = inputs.factor(weight.value.name, share.expert)
+            factor = inputs.factor(weight, share.expert)
             if factor is None or _cuts_blocks(share.columns, size, columns):
                 continue
             for first, last in _pieces(share.rows, share.columns.stop - share.columns.start):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,21 @@ import numpy.typing as npt
 from ...checkpoint.checkpoint import Checkpoint
 
 Array = npt.NDArray[np.float32]
-Rows = Callable[[int, int], Array]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """``read(first, last)`` gives rows as ``static_graph.Weight`` says; ``sources``: the tensors that these come from.
+
+    Several sources' rows stand below one another, or ``beside`` one another.
+    """
+
+    read: Callable[[int, int], Array]
+    sources: tuple[str, ...] = ()
+    beside: bool = False
+
+    def __call__(self, first: int, last: int) -> Array:
+        return self.read(first, last)
 
 
 @dataclass(frozen=True)
@@ -27,42 +41,48 @@ class WeightSources:
     def matrix(self, name: str) -> Rows:
         """Rows of one matrix [N, K]."""
         full = self.prefix + name
-        return lambda first, last: self.checkpoint.float32(full, slice(first, last))
+        return Rows(lambda first, last: self.checkpoint.float32(full, slice(first, last)), (full,))
 
-    def stacked(self, *names: str) -> Rows:
+    def stacked(self, names: Sequence[str]) -> Rows:
         """Rows of matrices [N_i, K] below one another."""
-        ends = np.cumsum([self.checkpoint.shape(self.prefix + name)[0] for name in names]).tolist()
+        sources = self._full(names)
+        ends = np.cumsum([self.checkpoint.shape(source)[0] for source in sources]).tolist()
         starts = [0, *ends[:-1]]
 
         def rows(first: int, last: int) -> Array:
             pieces = [
-                self.checkpoint.float32(self.prefix + name, slice(max(first, start) - start, min(last, end) - start))
-                for name, start, end in zip(names, starts, ends, strict=True)
+                self.checkpoint.float32(source, slice(max(first, start) - start, min(last, end) - start))
+                for source, start, end in zip(sources, starts, ends, strict=True)
                 if max(first, start) < min(last, end)
             ]
             return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
-        return rows
+        return Rows(rows, sources)
 
-    def side_by_side(self, names: list[str], factor: float = 1.0) -> Rows:
+    def side_by_side(self, names: Sequence[str], factor: float = 1.0) -> Rows:
         """Rows of matrices [N, K_i] beside one another, times ``factor``."""
+        sources = self._full(names)
 
         def rows(first: int, last: int) -> Array:
-            pieces = [self.checkpoint.float32(self.prefix + name, slice(first, last)) for name in names]
+            pieces = [self.checkpoint.float32(source, slice(first, last)) for source in sources]
             return np.concatenate(pieces, axis=1) * np.float32(factor)
 
-        return rows
+        return Rows(rows, sources, beside=True)
 
-    def experts(self, pattern: str, factor: float = 1.0) -> Rows:
-        """Whole matrices of the experts first … last - 1, ``pattern`` with the expert for {}, below one another."""
+    def experts(self, names: Sequence[str], factor: float = 1.0) -> Rows:
+        """Whole matrices of the experts first … last - 1, of which ``names`` has one each, below one another."""
+        sources = self._full(names)
 
         def rows(first: int, last: int) -> Array:
-            pieces = [self.checkpoint.float32(self.prefix + pattern.format(expert)) for expert in range(first, last)]
+            pieces = [self.checkpoint.float32(source) for source in sources[first:last]]
             return (pieces[0] if len(pieces) == 1 else np.concatenate(pieces)) * np.float32(factor)
 
-        return rows
+        return Rows(rows, sources)
 
     def tensor(self, name: str, change: Callable[[Array], Array] = lambda values: values) -> Rows:
         """A whole small tensor, changed as given."""
         full = self.prefix + name
-        return lambda first, last: np.ascontiguousarray(change(self.checkpoint.float32(full)))
+        return Rows(lambda first, last: np.ascontiguousarray(change(self.checkpoint.float32(full))), (full,))
+
+    def _full(self, names: Sequence[str]) -> tuple[str, ...]:
+        return tuple(self.prefix + name for name in names)

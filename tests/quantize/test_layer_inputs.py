@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from graph_weights import ANY_MATRIX, block_weights
 from lfm_onnx.artifact.formats import BlockFormat, dequantize
+from lfm_onnx.artifact.graph_weights import GraphWeight
 from lfm_onnx.artifact.method import Method
 from lfm_onnx.checkpoint.checkpoint import Checkpoint
 from lfm_onnx.errors import InputError
@@ -22,6 +24,17 @@ from lfm_onnx.reference.model import Reference
 FMT = BlockFormat(4)
 MakeVariant = Callable[..., Path]
 HEAD = "model.embed_tokens.weight"
+
+
+def inputs_of(checkpoint: Checkpoint, sequences: list[np.ndarray]) -> LayerInputs:
+    return LayerInputs(checkpoint, tuple(block_weights(checkpoint.config).values()), sequences)
+
+
+def quantizer_of(
+    method: Method, checkpoint: Checkpoint, sequences: list[np.ndarray], *, threads: int | None = None
+) -> Quantizer:
+    weights = tuple(block_weights(checkpoint.config).values())
+    return Quantizer(method, checkpoint, sequences, weights=weights, threads=threads)
 
 
 def sequences_of(checkpoint: Checkpoint, lengths: tuple[int, ...] = (40, 1, 23), seed: int = 0) -> list[np.ndarray]:
@@ -48,34 +61,34 @@ def test_inputs_are_those_of_the_reference(variant_checkpoint: MakeVariant, vari
     checkpoint = Checkpoint.open(variant_checkpoint(variant))
     config, sequences = checkpoint.config, sequences_of(checkpoint)
     streams = residual_streams(checkpoint, sequences)
-    inputs = LayerInputs(checkpoint, sequences)
+    inputs, weights = inputs_of(checkpoint, sequences), block_weights(config)
     for layer, kind in enumerate(config.layer_types):
-        name = f"model.layers.{layer}.{'conv.in_proj' if kind == 'conv' else 'self_attn.qkv_proj'}.weight"
+        weight = weights[f"model.layers.{layer}.{'conv.in_proj' if kind == 'conv' else 'self_attn.qkv_proj'}.weight"]
         x = rms_norm(streams[layer], checkpoint.float32(f"model.layers.{layer}.operator_norm.weight"), config.norm_eps)
-        moment, tokens = inputs.second_moment(name)
+        moment, tokens = inputs.second_moment(weight)
         assert tokens == sum(map(len, sequences))
         np.testing.assert_allclose(moment, x.T @ x / len(x), atol=2e-5 * np.abs(moment).max())
-        np.testing.assert_allclose(inputs.importance(name), np.diagonal(moment), rtol=1e-4)
-    head, _ = inputs.second_moment(HEAD)
+        np.testing.assert_allclose(inputs.importance(weight), np.diagonal(moment), rtol=1e-4)
+    head, _ = inputs.second_moment(weights[HEAD])
     np.testing.assert_allclose(head, streams[-1].T @ streams[-1] / len(streams[-1]), atol=2e-5 * np.abs(head).max())
 
 
 def test_every_linear_s_input_has_the_width_of_its_columns(moe: Checkpoint) -> None:
     config = moe.config
-    inputs = LayerInputs(moe, sequences_of(moe))
+    inputs, weights = inputs_of(moe, sequences_of(moe)), block_weights(config)
     widths = {
         "model.layers.0.conv.out_proj.weight": config.hidden_size,
         "model.layers.0.feed_forward.gate_up.weight": config.hidden_size,
         "model.layers.0.feed_forward.down.weight": config.ff_dim,
         "model.layers.2.self_attn.out_proj.weight": config.q_dim,
-        "model.layers.3.feed_forward.experts.gate_up_proj": config.hidden_size,
+        "model.layers.3.feed_forward.experts.gate_up": config.hidden_size,
         "model.layers.3.feed_forward.experts.down_proj": config.moe_intermediate_size,
     }
     for name, width in widths.items():
-        moment, tokens = inputs.second_moment(name)
+        moment, tokens = inputs.second_moment(weights[name])
         assert moment.shape == (width, width) and tokens > 0
     with pytest.raises(KeyError, match="gate"):
-        inputs.second_moment("model.layers.3.feed_forward.gate.weight")
+        inputs.second_moment(weights["model.layers.3.feed_forward.gate.weight"])
 
 
 def test_an_expert_s_tokens_are_those_that_the_router_sends_it(moe: Checkpoint) -> None:
@@ -89,33 +102,33 @@ def test_an_expert_s_tokens_are_those_that_the_router_sends_it(moe: Checkpoint) 
         def scope(self, prefix: str) -> Weights:
             return Weights(self.prefix + prefix)
 
-    inputs = LayerInputs(moe, sequences_of(moe))
-    name = "model.layers.2.feed_forward.experts.gate_up_proj"
-    x = inputs._reach(2).inputs["feed_forward.experts.0.w1.weight"]
-    counts = inputs.expert_tokens(2)
+    inputs = inputs_of(moe, sequences_of(moe))
+    weight = block_weights(moe.config)["model.layers.2.feed_forward.experts.gate_up"]
+    x = inputs._reach(2).inputs["model.layers.2.feed_forward.experts.0.w1.weight"]
+    counts = inputs.expert_tokens(weight)
     assert counts.sum() == 64 * moe.config.num_experts_per_tok
     for expert in range(moe.config.num_experts):
-        moment, tokens = inputs.second_moment(name, expert)
+        moment, tokens = inputs.second_moment(weight, expert)
         assert tokens == counts[expert] and (moment.any() == (tokens > 0))
     chosen, _ = route(np.concatenate(x), Weights("model.layers.2.feed_forward."), moe.config)
     assert (chosen == 0).any(axis=1).all()
-    together = sum(inputs.second_moment(name, e)[0] * counts[e] for e in range(moe.config.num_experts)) / counts.sum()
-    np.testing.assert_allclose(inputs.second_moment(name)[0], together, rtol=1e-3, atol=1e-5)
+    together = sum(inputs.second_moment(weight, e)[0] * counts[e] for e in range(moe.config.num_experts)) / counts.sum()
+    np.testing.assert_allclose(inputs.second_moment(weight)[0], together, rtol=1e-3, atol=1e-5)
 
 
 def test_sequences_do_not_see_each_other(moe: Checkpoint) -> None:
     first, second = sequences_of(moe, (30, 20))
-    name = "model.layers.3.conv.out_proj.weight"
-    together, alone = LayerInputs(moe, [first, second]), LayerInputs(moe, [second])
-    rest = together.second_moment(name)[0] * 50 - LayerInputs(moe, [first]).second_moment(name)[0] * 30
-    np.testing.assert_allclose(rest, alone.second_moment(name)[0] * 20, atol=1e-3 * np.abs(rest).max())
+    weight = block_weights(moe.config)["model.layers.3.conv.out_proj.weight"]
+    together, alone = inputs_of(moe, [first, second]), inputs_of(moe, [second])
+    rest = together.second_moment(weight)[0] * 50 - inputs_of(moe, [first]).second_moment(weight)[0] * 30
+    np.testing.assert_allclose(rest, alone.second_moment(weight)[0] * 20, atol=1e-3 * np.abs(rest).max())
 
 
 def test_layers_can_be_asked_for_again(moe: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lfm_onnx.quantize.layer_inputs._KEPT_BYTES", 0)
-    inputs = LayerInputs(moe, sequences_of(moe))
+    inputs, weights = inputs_of(moe, sequences_of(moe)), block_weights(moe.config)
     names = [f"model.layers.{layer}.{part}.out_proj.weight" for layer, part in ((0, "conv"), (3, "conv"), (0, "conv"))]
-    first, _, again = (inputs.second_moment(name)[0] for name in names)
+    first, _, again = (inputs.second_moment(weights[name])[0] for name in names)
     assert first.tobytes() == again.tobytes() and len(inputs._kept) <= 2
 
 
@@ -125,7 +138,7 @@ def test_head_tokens_whose_next_token_is_certain_weigh_least(tiny_lfm: Path) -> 
     logits = np.concatenate([Reference(checkpoint).forward(ids)[0] for ids in sequences]).astype(np.float64)
     p = np.exp(logits - logits.max(axis=1, keepdims=True))
     p /= p.sum(axis=1, keepdims=True)
-    inputs = LayerInputs(checkpoint, sequences)
+    inputs = inputs_of(checkpoint, sequences)
     found = inputs._uncertainty(inputs._head_input())
     np.testing.assert_allclose(found, 1 - np.square(p).sum(axis=1), atol=1e-4)
     assert inputs.head_moment().shape == (checkpoint.config.hidden_size,) * 2
@@ -134,23 +147,23 @@ def test_head_tokens_whose_next_token_is_certain_weigh_least(tiny_lfm: Path) -> 
 @pytest.mark.parametrize("wrong", [[], [[]], [[1, 2, 10**6]], [[-1]]])
 def test_text_that_cannot_be_used_is_refused(moe: Checkpoint, wrong: list[list[int]]) -> None:
     with pytest.raises(InputError, match="calibration text"):
-        LayerInputs(moe, wrong)
+        inputs_of(moe, [np.array(ids, np.int64) for ids in wrong])
 
 
 # --- quantizers -------------------------------------------------------------------------------------------------------
 
 
-def pieces(checkpoint: Checkpoint) -> list[tuple[str, np.ndarray, int]]:
-    """Tensors of each class as the exporter hands them over: name, rows, first row."""
+def pieces(checkpoint: Checkpoint) -> list[tuple[GraphWeight, np.ndarray, int]]:
+    """Weights of each kind as the exporter hands them over: weight, rows, first row."""
     config, experts = checkpoint.config, "model.layers.3.feed_forward.experts."
-    found = [(HEAD, checkpoint.float32(HEAD), 0)]
-    name = "model.layers.0.conv.in_proj.weight"
-    found.append((name, checkpoint.float32(name), 0))
+    weights = block_weights(config)
+    names = (HEAD, "model.layers.0.conv.in_proj.weight")
+    found = [(weights[name], checkpoint.float32(name), 0) for name in names]
     for expert in range(config.num_experts):
         gate, up, down = (checkpoint.float32(f"{experts}{expert}.w{part}.weight") for part in (1, 3, 2))
         pair = np.stack([gate, up], axis=1).reshape(-1, config.hidden_size)
-        found.append((experts + "gate_up_proj", pair, expert * len(pair)))
-        found.append((experts + "down_proj", down, expert * len(down)))
+        found.append((weights[experts + "gate_up"], pair, expert * len(pair)))
+        found.append((weights[experts + "down_proj"], down, expert * len(down)))
     return found
 
 
@@ -160,16 +173,16 @@ def test_bytes_do_not_depend_on_threads_or_order(moe: Checkpoint, method: Method
     work = pieces(moe)
     made = []
     for threads, order in ((1, work), (3, work[::-1])):
-        quantizer = Quantizer(method, moe, sequences, threads=threads)
-        rows = {(name, first): quantizer.quantize(name, values, first, FMT) for name, values, first in order}
+        quantizer = quantizer_of(method, moe, sequences, threads=threads)
+        rows = {(weight.name, first): quantizer.quantize(weight, x, first, FMT) for weight, x, first in order}
         made.append({key: (stored.data.tobytes(), stored.scales.tobytes()) for key, stored in rows.items()})
     assert made[0] == made[1]
 
 
 def test_experts_that_the_text_rarely_chooses_fall_back_to_the_search_and_are_reported(moe: Checkpoint) -> None:
-    quantizer = Quantizer(Method.GPTQ, moe, sequences_of(moe, (30,)))
-    for name, values, first in pieces(moe):
-        quantizer.quantize(name, values, first, FMT)
+    quantizer = quantizer_of(Method.GPTQ, moe, sequences_of(moe, (30,)))
+    for weight, values, first in pieces(moe):
+        quantizer.quantize(weight, values, first, FMT)
     report = quantizer.report()
     counts = report["expert_tokens"]["model.layers.3.feed_forward.experts.down_proj"]
     rare = {expert for expert, count in enumerate(counts) if count < LEAST_EXPERT_TOKENS}
@@ -182,9 +195,9 @@ def test_experts_that_the_text_rarely_chooses_fall_back_to_the_search_and_are_re
 
 def test_methods_without_calibration(moe: Checkpoint) -> None:
     weights = np.random.default_rng(0).standard_normal((8, 64), np.float32)
-    plain = Quantizer(Method.RTN).quantize("any", weights, 0, FMT)
+    plain = Quantizer(Method.RTN).quantize(ANY_MATRIX, weights, 0, FMT)
     assert plain.data.tobytes() == quantize_round_to_nearest(weights, FMT).data.tobytes()
-    searched = Quantizer(Method.SEARCH).quantize("any", weights, 0, FMT)
+    searched = Quantizer(Method.SEARCH).quantize(ANY_MATRIX, weights, 0, FMT)
     assert searched.data.tobytes() == quantize_scale_search(weights, FMT).data.tobytes()
     with pytest.raises(ValueError, match="calibration text"):
         Quantizer(Method.GPTQ, moe)
@@ -194,8 +207,8 @@ def test_an_untied_embedding_that_is_only_looked_up_is_searched_without_weights(
     variant_checkpoint: MakeVariant,
 ) -> None:
     checkpoint = Checkpoint.open(variant_checkpoint("moe_untied"))
-    table = checkpoint.float32(HEAD)
-    made = Quantizer(Method.GPTQ, checkpoint, sequences_of(checkpoint)).quantize(HEAD, table, 0, FMT)
+    table, weight = checkpoint.float32(HEAD), block_weights(checkpoint.config)[HEAD]
+    made = quantizer_of(Method.GPTQ, checkpoint, sequences_of(checkpoint)).quantize(weight, table, 0, FMT)
     assert made.data.tobytes() == quantize_scale_search(table, FMT).data.tobytes()
 
 
@@ -215,38 +228,21 @@ def divergence(checkpoint: Checkpoint, quantizer: Quantizer, sequences: list[np.
     """Mean KLD of next tokens, every quantized weight of the model as its blocks stand for it."""
     from lfm_onnx.reference.weights import ConvertedWeights, Weights
 
-    config = checkpoint.config
     converted = ConvertedWeights()
 
-    def put(name: str, parts: list[str], first: int) -> None:
+    def put(weight: GraphWeight, parts: tuple[str, ...], first: int) -> None:
         rows = np.concatenate([checkpoint.float32(part) for part in parts])
-        values = dequantize(quantizer.quantize(name, rows, first, FMT), FMT, rows.shape[1])
+        values = dequantize(quantizer.quantize(weight, rows, first, FMT), FMT, rows.shape[1])
         start = 0
         for part in parts:
             stop = start + checkpoint.shape(part)[0]
             converted.keep((part, 0), np.ascontiguousarray(values[start:stop]))
             start = stop
 
-    put(HEAD, [HEAD], 0)
-    for layer, kind in enumerate(config.layer_types):
-        prefix = f"model.layers.{layer}."
-        if kind == "conv":
-            for part in ("conv.in_proj.weight", "conv.out_proj.weight"):
-                put(prefix + part, [prefix + part], 0)
-        else:
-            attention = prefix + "self_attn."
-            put(attention + "qkv_proj.weight", [f"{attention}{part}_proj.weight" for part in "qkv"], 0)
-            put(attention + "out_proj.weight", [attention + "out_proj.weight"], 0)
-        block = prefix + "feed_forward."
-        if config.is_moe_layer(layer):
-            for e in range(config.num_experts):
-                width, hidden = config.moe_intermediate_size, config.hidden_size
-                w1, w2, w3 = (f"{block}experts.{e}.w{part}.weight" for part in (1, 2, 3))
-                put(block + "experts.gate_up_proj", [w1, w3], 2 * e * width)
-                put(block + "experts.down_proj", [w2], e * hidden)
-        else:
-            put(block + "gate_up.weight", [block + "w1.weight", block + "w3.weight"], 0)
-            put(block + "down.weight", [block + "w2.weight"], 0)
+    for weight in block_weights(checkpoint.config).values():
+        if weight.group is not None:
+            for expert, sources in weight.sources_by_expert():
+                put(weight, sources, (expert or 0) * weight.rows_per_expert)
     changed = Reference(checkpoint)
     changed.weights = Weights(checkpoint, converted)
     total = []
@@ -261,7 +257,6 @@ def test_calibrated_on_its_own_text_the_model_stays_nearer_to_itself(tiny_lfm: P
     """On text that the calibration did not see, against rounding to nearest at the same bytes."""
     checkpoint = Checkpoint.open(tiny_lfm)
     seen, unseen = own_text(checkpoint, 2048, seed=1), own_text(checkpoint, 768, seed=2)
-    rtn, gptq = (
-        divergence(checkpoint, Quantizer(method, checkpoint, seen), unseen) for method in (Method.RTN, Method.GPTQ)
-    )
+    methods = (Method.RTN, Method.GPTQ)
+    rtn, gptq = (divergence(checkpoint, quantizer_of(method, checkpoint, seen), unseen) for method in methods)
     assert gptq < 0.75 * rtn

@@ -13,8 +13,10 @@ import pytest
 from artifact_factory import SAMPLE, ArtifactFactory
 from click.testing import CliRunner, Result
 from exported_model import ExportedModel
+from graph_weights import ANY_MATRIX, block_weights
 from lfm_onnx.artifact.artifact import Artifact
 from lfm_onnx.artifact.formats import BlockFormat, QuantizedRows
+from lfm_onnx.artifact.graph_weights import GraphWeight, TensorKind
 from lfm_onnx.artifact.precision import FP16, FP32, Q4, Q4F16, Q8
 from lfm_onnx.checkpoint.checkpoint import Checkpoint
 from lfm_onnx.cli.main import main
@@ -77,12 +79,12 @@ def test_pieces_come_in_their_order_however_long_each_takes() -> None:
     rows = np.random.default_rng(0).standard_normal((64, 32), np.float32)
     fmt = BlockFormat(4)
 
-    def slow_at_first(name: str, piece: np.ndarray, first_row: int, fmt: BlockFormat) -> QuantizedRows:
+    def slow_at_first(weight: GraphWeight, piece: np.ndarray, first_row: int, fmt: BlockFormat) -> QuantizedRows:
         time.sleep(0.02 if first_row % 16 == 0 else 0)
         assert (piece == rows[first_row : first_row + len(piece)]).all()
         return quantize_round_to_nearest(piece, fmt)
 
-    weight = BlockWeight("w", fmt, lambda: iter(np.split(rows, 16)), slow_at_first, 4)
+    weight = BlockWeight(ANY_MATRIX, fmt, lambda: iter(np.split(rows, 16)), slow_at_first, 4)
     expected = quantize_round_to_nearest(rows, fmt)
     assert (np.concatenate(list(weight.codes())) == expected.data).all()
     assert (np.concatenate(list(weight.scales())) == expected.scales).all()
@@ -204,7 +206,7 @@ def test_a_budget_is_kept_and_nearly_spent(tiny_lfm: Path, calibration: Path, tm
     recipe = artifact.entry["quantization"]["recipe"]
     assert recipe["choice"]["budget"] == budget
     assert len(set(recipe["formats"].values())) > 1
-    for group in tensor_groups(artifact.config):
+    for group in tensor_groups(block_weights(artifact.config).values()):
         assert group.name in result.stdout
     done("export", tiny_lfm, "-o", tmp_path / "again", "--recipe", tmp_path / "out", "--calibration", calibration)
     assert contents(tmp_path / "again") == contents(tmp_path / "out")
@@ -254,7 +256,8 @@ def options_of(*points: tuple[int, float]) -> GroupOptions:
 
     name = f"group{points[0][0]}-{points[0][1]}"
     return GroupOptions(
-        TensorGroup(name, "conv", 0, ()), tuple(Option(BlockFormat(4), nbytes, effect) for nbytes, effect in points)
+        TensorGroup(name, TensorKind.CONV, 0, ()),
+        tuple(Option(BlockFormat(4), nbytes, effect) for nbytes, effect in points),
     )
 
 

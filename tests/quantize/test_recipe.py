@@ -15,8 +15,9 @@ from lfm_onnx.artifact.method import Method
 from lfm_onnx.checkpoint.config import LfmConfig
 from lfm_onnx.cli.main import main
 from lfm_onnx.errors import InputError
+from lfm_onnx.export.decoder import model_weights
 from lfm_onnx.quantize.recipe import CalibrationText, Choice, Recipe, parse_recipe, read_recipe
-from lfm_onnx.quantize.tensor_groups import formats_of_all, tensor_groups
+from lfm_onnx.quantize.tensor_groups import TensorGroup, same_format, tensor_groups
 
 Variants = Callable[..., Path]
 
@@ -27,8 +28,13 @@ def config(tiny_lfm: Path) -> LfmConfig:
 
 
 @pytest.fixture
-def recipe(config: LfmConfig) -> Recipe:
-    formats = formats_of_all(config, BlockFormat(4, 64)) | {"model.embed_tokens": BlockFormat(8)}
+def groups(config: LfmConfig) -> list[TensorGroup]:
+    return tensor_groups(model_weights(config, blocks=True))
+
+
+@pytest.fixture
+def recipe(groups: list[TensorGroup]) -> Recipe:
+    formats = same_format(groups, BlockFormat(4, 64)) | {"model.embed_tokens": BlockFormat(8)}
     return Recipe("q4", Method.GPTQ, formats, CalibrationText("0" * 64, 2048), Choice(max_kld=0.1, kld=0.05))
 
 
@@ -42,8 +48,8 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_recipe_is_what_it_was_written_from(recipe: Recipe, config: LfmConfig) -> None:
-    assert parse_recipe(json.loads(json.dumps(recipe.to_dict())), config, "r.json") == recipe
+def test_a_recipe_is_what_it_was_written_from(recipe: Recipe, groups: list[TensorGroup]) -> None:
+    assert parse_recipe(json.loads(json.dumps(recipe.to_dict())), groups, "r.json") == recipe
 
 
 @pytest.mark.parametrize("variant", ["dense_untied", "dense_conv_bias", "moe", "moe_no_dense_layers"])
@@ -51,10 +57,15 @@ def test_groups_cover_every_matrix_of_the_checkpoint_once(variant: str, variant_
     from lfm_onnx.checkpoint.checkpoint import Checkpoint
 
     checkpoint = Checkpoint.open(variant_checkpoint(variant))
-    sources = [name for group in tensor_groups(checkpoint.config) for w in group.weights for name in w.sources]
+    sources = [
+        name
+        for group in tensor_groups(model_weights(checkpoint.config, blocks=True))
+        for w in group.weights
+        for name in w.sources
+    ]
     matrices = {name for name in checkpoint.names() if len(checkpoint.shape(name)) == 2 and ".gate." not in name}
     assert len(sources) == len(set(sources)) and set(sources) == matrices
-    for group in tensor_groups(checkpoint.config):
+    for group in tensor_groups(model_weights(checkpoint.config, blocks=True)):
         elements = sum(
             checkpoint.shape(name)[0] * checkpoint.shape(name)[1] for w in group.weights for name in w.sources
         )
@@ -92,35 +103,37 @@ def test_groups_cover_every_matrix_of_the_checkpoint_once(variant: str, variant_
     ],
 )
 def test_what_is_wrong_with_a_recipe_is_named(
-    change: Callable[[dict[str, Any]], Any], message: str, recipe: Recipe, config: LfmConfig
+    change: Callable[[dict[str, Any]], Any], message: str, recipe: Recipe, groups: list[TensorGroup]
 ) -> None:
     data = json.loads(json.dumps(recipe.to_dict()))
     change(data)
     with pytest.raises(InputError, match=rf"^r\.json: .*{message}"):
-        parse_recipe(data, config, "r.json")
+        parse_recipe(data, groups, "r.json")
 
 
 @pytest.mark.parametrize("content", [b"", b"[", b"[]", b"null", b'{"a": 1, "a": 2}', b"\xff\xfe", b"[" * 100_000])
-def test_a_file_that_is_no_recipe_ends_in_one_line(content: bytes, config: LfmConfig, tmp_path: Path) -> None:
+def test_a_file_that_is_no_recipe_ends_in_one_line(content: bytes, groups: list[TensorGroup], tmp_path: Path) -> None:
     (tmp_path / "r.json").write_bytes(content)
     with pytest.raises(InputError) as error:
-        read_recipe(tmp_path / "r.json", config)
+        read_recipe(tmp_path / "r.json", groups)
     assert "\n" not in str(error.value) and "r.json" in str(error.value)
 
 
-def test_a_recipe_that_is_not_there_is_named(config: LfmConfig, tmp_path: Path) -> None:
+def test_a_recipe_that_is_not_there_is_named(groups: list[TensorGroup], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
-        read_recipe(tmp_path / "none.json", config)
+        read_recipe(tmp_path / "none.json", groups)
 
 
-def test_an_artifact_of_floats_has_no_recipe(tiny_lfm: Path, config: LfmConfig, tmp_path: Path) -> None:
+def test_an_artifact_of_floats_has_no_recipe(tiny_lfm: Path, groups: list[TensorGroup], tmp_path: Path) -> None:
     export(tiny_lfm, "-o", tmp_path / "fp16", "--precision", "fp16")
     with pytest.raises(InputError, match="not quantized"):
-        read_recipe(tmp_path / "fp16", config)
+        read_recipe(tmp_path / "fp16", groups)
 
 
-def test_formats_by_tensor_reach_the_graph_and_replay_to_the_same_bytes(tiny_lfm: Path, tmp_path: Path) -> None:
-    mixed = formats_of_all(LfmConfig.load(tiny_lfm), BlockFormat(4, 64)) | {
+def test_formats_by_tensor_reach_the_graph_and_replay_to_the_same_bytes(
+    tiny_lfm: Path, groups: list[TensorGroup], tmp_path: Path
+) -> None:
+    mixed = same_format(groups, BlockFormat(4, 64)) | {
         "model.embed_tokens": BlockFormat(8),
         "model.layers.0.feed_forward": BlockFormat(8, 128),
         "model.layers.2.self_attn.out_proj": BlockFormat(4, 32),

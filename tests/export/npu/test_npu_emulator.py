@@ -15,6 +15,7 @@ from lfm_onnx.export.npu import MoeForm, NpuOptions, NpuWeights, export_npu
 from lfm_onnx.export.npu.qdq_model import QdqModel
 from lfm_onnx.export.npu.static_graph import StaticGraph, Value, WeightKind
 from lfm_onnx.export.npu.weight_codes import StoredAs, pack_halves
+from lfm_onnx.export.npu.weight_sources import Rows
 from lfm_onnx.hardware.chips import chip
 from lfm_onnx.reference.model import Reference
 from lfm_onnx.runtime.npu.provider import NpuUnavailable, device, open_session
@@ -89,7 +90,9 @@ def test_packed_experts_unpack_to_the_bit_on_the_npu() -> None:
     steps = np.stack([pairs.T.reshape(-1), pairs[::-1].T.reshape(-1)])
     graph = StaticGraph("unpack")
     chosen = graph.input("chosen", (1,), "chosen", dtype="int32")
-    weight = graph.weight("w", (2, 1, 450), WeightKind.EXPERTS, lambda first, last: np.zeros((450, 1), np.float32))
+    weight = graph.weight(
+        "w", (2, 1, 450), WeightKind.EXPERTS, Rows(lambda first, last: np.zeros((450, 1), np.float32))
+    )
     halves = Value("w.high", (1, 1, 225)), Value("w.low", (1, 1, 225))
     graph.emit_packed_gather(weight, chosen, halves)
     graph.output("high", halves[0], "codes")

@@ -64,14 +64,14 @@ def test_every_weight_is_rounded_by_what_it_is_multiplied_by(
         for name, weight in graph.weights.items():
             if weight.kind is WeightKind.EXPERTS:
                 experts, columns, _ = weight.value.shape
-                assert all(len(_moment(inputs.factor(name, e), columns)) == columns for e in range(experts))
+                assert all(len(_moment(inputs.factor(weight, e), columns)) == columns for e in range(experts))
             elif weight.kind is WeightKind.LINEAR:
                 columns, rows = weight.value.shape
                 covered = np.zeros((rows, columns), int)
-                for share in inputs.shares(name, (columns, rows)):
+                for share in inputs.shares(weight):
                     covered[share.rows, share.columns] += 1
                     width = share.columns.stop - share.columns.start
-                    assert len(_moment(inputs.factor(name, share.expert), width)) == width
+                    assert len(_moment(inputs.factor(weight, share.expert), width)) == width
                 assert (covered == 1).all(), name
             else:
                 continue
