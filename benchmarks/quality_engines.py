@@ -30,9 +30,9 @@ class QualityEngine(Protocol):
 def open_ours(folder: Path, threads: int, max_tokens: int) -> QualityEngine:
     """An exported folder on ONNX Runtime, with the native library where it is there."""
     from lfm_onnx.artifact.artifact import Artifact
-    from lfm_onnx.runtime.parity.onnx_runner import OnnxRunner
+    from lfm_onnx.runtime.parity.onnx_model import OnnxModel
 
-    return OnnxRunner(Artifact.open(folder), threads=threads)
+    return OnnxModel(Artifact.open(folder), threads=threads)
 
 
 class LlamaCpp:

@@ -28,7 +28,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--target", type=click.Choice(["cpu", "qnn"]), help="qnn: the export for the NPU.")
 @click.option("--npu-backend", type=click.Choice(["qnn", "cpu"]), default="qnn", help="qnn: NPU or emulator, or cpu.")
 @click.option("--soc", metavar="NAME", help="qnn: the chip, such as sm8750.")
-@click.option("--most-tasks", type=click.IntRange(min=1), help="qnn: answer so many of the tasks.")
+@click.option("--most-tasks", type=click.IntRange(min=1), help="Answer so many of the tasks.")
 @click.option("--layers", is_flag=True, help="Compare the hidden state after each layer.")
 @click.option("--report", "report_file", metavar="FILE.html|.md", type=_PATH, help="Write a report.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -45,9 +45,6 @@ def parity(
     report_file: Path | None,
     as_json: bool,
     target: str | None,
-    npu_backend: str,
-    soc: str | None,
-    most_tasks: int | None,
     **options: Any,
 ) -> None:
     """Compare the model exported to DIR with the checkpoint it came from.
@@ -55,11 +52,11 @@ def parity(
     Exit code 0: parity holds; 1: a limit is missed; 2: it could not be compared.
     """
     from ..artifact.artifact import Artifact
-    from ..artifact.npu_manifest import is_npu_artifact
     from ..checkpoint.checkpoint import Checkpoint
     from ..reporting.file import require_report_file
-    from ..runtime.parity.compare import ParityOptions, compare
-    from ..runtime.parity.report.file import write_report
+    from ..runtime.parity.compare import compare
+    from ..runtime.parity.options import ParityOptions
+    from ..runtime.parity.report.document import write_report
 
     def progress(line: str) -> None:
         click.echo(line, err=True)
@@ -68,13 +65,7 @@ def parity(
         require_report_file(report_file)
     artifact = Artifact.open(folder, variant or ("qnn" if target == "qnn" else None))
     reference = Checkpoint.open(checkpoint, progress=progress)
-    if is_npu_artifact(artifact):
-        from ..runtime.npu.parity import NpuParityOptions, compare_npu
-
-        npu = NpuParityOptions(npu_backend, soc, most_tasks)
-        report = compare_npu(artifact, reference, ParityOptions(**options), npu, progress)
-    else:
-        report = compare(artifact, reference, ParityOptions(**options), progress)
+    report = compare(artifact, reference, ParityOptions(**options), progress)
     if report_file is not None:
         write_report(report, report_file)
         progress(f"wrote {report_file}")

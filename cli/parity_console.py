@@ -10,11 +10,11 @@ from ..reporting.table import Table
 from ..runtime.parity.report.contents import ParityReport
 from ..runtime.parity.report.tables import report_tables
 
-_NOT_ON_CONSOLE = ("Chunks", "What was compared")
+_NOT_ON_CONSOLE = ("Passages", "What was compared")
 
 
 def print_report(report: ParityReport, console: Console) -> None:
-    """Print everything but the chunks; the verdict comes last, where the eye is."""
+    """Print everything but the passages; the verdict comes last, where the eye is."""
     for table in report_tables(report):
         if table.title not in _NOT_ON_CONSOLE:
             console.print(_rich_table(table))

@@ -228,15 +228,16 @@ def _parity(
     step: Step, npu_dir: Path, reference: str | None, soc: str | None, tokens: int, where: dict[str, str]
 ) -> None:
     from lfm_onnx.checkpoint.checkpoint import Checkpoint
-    from lfm_onnx.runtime.npu.parity import NpuParityOptions, compare_npu
-    from lfm_onnx.runtime.parity.compare import ParityOptions
+    from lfm_onnx.runtime.parity.compare import compare
+    from lfm_onnx.runtime.parity.options import ParityOptions
 
     if reference is None:
         raise Skip("needs --reference CHECKPOINT")
     backend = "cpu" if where["runs on"] == "the CPU" else "qnn"
-    options = ParityOptions(tokens=tokens, chunk_tokens=128, greedy_prompts=2, greedy_tokens=8)
-    artifact = Artifact.open(npu_dir, "qnn")
-    report = compare_npu(artifact, Checkpoint.open(reference), options, NpuParityOptions(backend, soc))
+    options = ParityOptions(
+        tokens=tokens, passage_tokens=128, greedy_prompts=2, greedy_tokens=8, npu_backend=backend, soc=soc
+    )
+    report = compare(Artifact.open(npu_dir, "qnn"), Checkpoint.open(reference), options)
     step.status = "passed" if report.passed else "missed"
     step.summary = f"{report.verdict}; top-1 {report.logits.top1:.1%}, KLD {report.logits.kld_mean:.2e} nats"
     step.details = report.to_dict()

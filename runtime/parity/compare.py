@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from ...artifact.artifact import Artifact
+from ...artifact.npu_manifest import is_npu_artifact
+from ...checkpoint.checkpoint import Checkpoint
 from ...checkpoint.tokenizer import ChatTokenizer
-from ...errors import ArtifactError, InputError
-from . import checks
-from .identity import end_token_ids, identity, require_same_config
-from .layers import compare_layers
+from ...errors import ArtifactError
+from ..generation_config import end_token_ids, read_generation_config
+from .greedy import greedy_agreement
+from .identity import identity, limits_name, require_same_config
+from .layers import layer_errors
 from .metrics import Deviation, LogitComparison, LogitMetrics
-from .onnx_runner import OnnxRunner, resolve_provider
-from .prompts import chunks_to_compare
+from .npu_runner import open_npu_runners
+from .onnx_model import resolve_provider
+from .onnx_runner import OnnxRunner
+from .options import ParityOptions
+from .passages import passages_to_compare
+from .reference import open_reference
 from .report.contents import (
     Check,
     GreedyAgreement,
@@ -24,54 +32,28 @@ from .report.contents import (
     TaskAccuracy,
     Thresholds,
 )
+from .runner import Array, Runner
 from .tasks import Task, answer_tasks, read_tasks
 
-if TYPE_CHECKING:
-    from ...artifact.artifact import Artifact
-    from ...checkpoint.checkpoint import Checkpoint
-
 Progress = Callable[[str], None]
-BACKENDS = ("numpy", "transformers")
-_DECODE_STEPS = 3
-_CONSISTENCY_TOKENS = 64
-
-
-@dataclass(frozen=True)
-class ParityOptions:
-    """What to compare, and how strictly (limits that are None are those of the artifact's precision).
-
-    tokens: of all chunks together; chunk_tokens: of one chunk. greedy_prompts and greedy_tokens: continuations to
-    compare, 0 for none. token_ids: chunks to compare on instead of any prompts.
-    """
-
-    backend: str = "numpy"
-    prompts: Path | None = None
-    token_ids: Sequence[Sequence[int]] | None = None
-    tokens: int = 2048
-    chunk_tokens: int = 256
-    greedy_prompts: int = 8
-    greedy_tokens: int = 32
-    tasks: Path | None = None
-    reference_tasks: bool = False
-    layers: bool = False
-    provider: str | None = None
-    threads: int | None = None
-    native: bool | None = None
-    max_logit_diff: float | None = None
-    max_kld: float | None = None
-    min_top1: float | None = None
-    min_accuracy: float | None = None
 
 
 def compare(
     artifact: Artifact, checkpoint: Checkpoint, options: ParityOptions | None = None, progress: Progress | None = None
 ) -> ParityReport:
-    """Compare an artifact with the checkpoint that it was made from.
+    """Compare an artifact, for the CPU or the NPU, with the checkpoint that it was made from.
 
     ``progress`` is called with one line of text as the work goes on. Raises LfmOnnxError where the comparison cannot
     be made: another checkpoint's artifact, prompts or tasks that cannot be read, a model that does not run.
     """
     return _Comparison(artifact, checkpoint, options or ParityOptions(), progress or (lambda _line: None)).run()
+
+
+def open_runners(artifact: Artifact, options: ParityOptions) -> tuple[Runner, Runner | None]:
+    """What runs the artifact, and what runs the same graphs beside it, to tell the device's errors from the file's."""
+    if is_npu_artifact(artifact):
+        return open_npu_runners(artifact, options)
+    return OnnxRunner(artifact, options), None
 
 
 class _Comparison:
@@ -81,42 +63,42 @@ class _Comparison:
         resolve_provider(options.provider)
         require_same_config(artifact, checkpoint)
         self.thresholds = Thresholds.of_variant(
-            artifact.variant,
+            limits_name(artifact),
             max_logit_diff=options.max_logit_diff,
             max_kld=options.max_kld,
             min_top1=options.min_top1,
             min_accuracy=options.min_accuracy,
         )
-        self.eos = end_token_ids(artifact)
-        self.tasks = read_tasks(options.tasks) if options.tasks is not None else []
+        self.eos = end_token_ids(read_generation_config(artifact.folder), artifact.config)
+        self.tasks = _spread(read_tasks(options.tasks), options.most_tasks) if options.tasks is not None else []
         self.tokenizer = self._tokenizer()
-        self.chunks = chunks_to_compare(
+        self.passages = passages_to_compare(
             options, self.tasks, self.tokenizer, artifact.config.vocab_size, artifact.context_length, progress
         )
+        self.longest = max(self.passages, key=lambda passage: len(passage.ids))
         progress(f"loading {artifact.model_path.name}")
-        self.runner = OnnxRunner(artifact, provider=options.provider, threads=options.threads, native=options.native)
+        self.runner, self.beside = open_runners(artifact, options)
         progress(f"loading the {options.backend} reference")
         self.reference = open_reference(checkpoint, options.backend, options.threads)
 
     def run(self) -> ParityReport:
-        artifact = self.artifact
-        comparison = self._logits()
-        metrics = comparison.summary()
-        found = [*self._quality_checks(metrics), *self._consistency_checks(metrics)]
-        greedy = self._greedy(found)
-        tasks, reference_tasks = self._tasks(found)
-        provider = self.runner.provider
-        # The next step opens a session of its own: two at once would double the memory that a large model takes.
-        del self.runner
-        layers = self._layers(found)
+        comparison, metrics, checks = self._logits()
+        self.progress("the same tokens read in other ways")
+        checks += self.runner.own_checks(self.passages, self.thresholds, metrics.logit_std)
+        greedy = self._greedy(checks)
+        tasks, reference_tasks = self._tasks(checks)
+        layers = self._layers(checks)
+        about = {**self._identity(), **self.runner.about()}
+        if self.beside is not None:
+            about["beside"] = self.beside.provider
         return ParityReport(
-            identity=identity(artifact, self.checkpoint, self.options.backend, provider),
+            identity=about,
             thresholds=self.thresholds,
             logits=metrics,
-            chunks=comparison.chunks,
+            passages=comparison.passages,
             samples=comparison.samples,
             greedy=greedy,
-            checks=found,
+            checks=checks,
             layers=layers,
             tasks=tasks,
             reference_tasks=reference_tasks,
@@ -129,91 +111,74 @@ class _Comparison:
             return ChatTokenizer.load(self.artifact.folder)
         return None
 
-    def _logits(self) -> LogitComparison:
-        comparison = LogitComparison()
-        for number, chunk in enumerate(self.chunks, 1):
+    def _identity(self) -> dict[str, str]:
+        return identity(self.artifact, self.checkpoint, self.options.backend, self.runner.provider)
+
+    def _logits(self) -> tuple[LogitComparison, LogitMetrics, list[Check]]:
+        """Every passage, by the reference, the runner, and what runs beside it."""
+        comparison, of_beside = LogitComparison(), LogitComparison()
+        both: list[tuple[Array, Array]] = []
+        for number, passage in enumerate(self.passages, 1):
             # First, because it says clearly what is wrong with ids that are no tokens of the model.
-            reference = self.reference.forward(chunk.ids, logits="all")[0]
-            model = self.runner.logits(chunk.ids)
+            reference = self.reference.forward(passage.ids, logits="all")[0]
+            model = self.runner.logits(passage.ids)
             if model.shape != reference.shape:
                 raise ArtifactError(
                     f"{self.artifact.model_path}: gives logits of shape {list(model.shape)}, the reference "
                     f"{list(reference.shape)}; this is not an export of {self.checkpoint.source}"
                 )
-            result = comparison.add(chunk.label, chunk.ids, reference, model)
+            result = comparison.add(passage.label, passage.ids, reference, model)
+            note = ""
+            if self.beside is not None:
+                both.append((self.beside.logits(passage.ids), model))
+                own = of_beside.add(passage.label, passage.ids, reference, both[-1][0])
+                note = f"; on the CPU {own.kld:.2e}, {own.top1:.1%}"
             self.progress(
-                f"chunk {number} of {len(self.chunks)} ({chunk.label}, {result.tokens} tokens): "
-                f"KLD {result.kld:.2e}, top-1 {result.top1:.1%}"
+                f"passage {number} of {len(self.passages)} ({passage.label}, {result.tokens} tokens): "
+                f"KLD {result.kld:.2e}, top-1 {result.top1:.1%}{note}"
             )
-        return comparison
+        metrics = comparison.summary()
+        if not both:
+            return comparison, metrics, self._quality_checks(metrics, None)
+        checks = self._quality_checks(metrics, of_beside.summary())
+        return comparison, metrics, [*checks, self._device_check(both)]
 
-    def _quality_checks(self, metrics: LogitMetrics) -> list[Check]:
+    def _quality_checks(self, metrics: LogitMetrics, beside: LogitMetrics | None) -> list[Check]:
         limits = self.thresholds
         found = [Check("logits are finite", "values that are not", metrics.non_finite, 0)]
         if limits.max_logit_diff is not None:
-            found.append(
-                Check(
-                    "logits",
-                    "largest difference / std",
-                    metrics.relative_max_diff,
-                    limits.max_logit_diff,
-                    detail=f"largest difference {metrics.max_abs_diff:.2e}, std {metrics.logit_std:.3g}",
-                )
-            )
+            note = f"largest difference {metrics.max_abs_diff:.2e}, std {metrics.logit_std:.3g}"
+            value = metrics.relative_max_diff
+            found.append(Check("logits", "largest difference / std", value, limits.max_logit_diff, detail=note))
         if limits.max_kld is not None:
             error = metrics.kld_standard_error
-            found.append(
-                Check(
-                    "distribution",
-                    "mean KLD in nats",
-                    metrics.kld_mean,
-                    limits.max_kld,
-                    detail="" if error is None else f"standard error {error:.1e} over chunks",
-                )
-            )
+            note = "" if error is None else f"standard error {error:.1e} over passages"
+            if beside is not None:
+                note = f"the same graphs on the CPU {beside.kld_mean:.2e}: quantization alone"
+            found.append(Check("distribution", "mean KLD in nats", metrics.kld_mean, limits.max_kld, detail=note))
         if limits.min_top1 is not None:
-            found.append(Check("likeliest token", "top-1 agreement", metrics.top1, limits.min_top1, ">="))
+            note = "" if beside is None else f"the same graphs on the CPU {beside.top1:.1%}"
+            found.append(Check("likeliest token", "top-1 agreement", metrics.top1, limits.min_top1, ">=", note))
         return found
 
-    def _consistency_checks(self, metrics: LogitMetrics) -> list[Check]:
-        self.progress("prefill against decode, padded batches against single rows")
-        longest = max(self.chunks, key=lambda chunk: len(chunk.ids)).ids[:_CONSISTENCY_TOKENS]
-        found = []
-        if len(longest) > 1:
-            note = f"{len(longest)} tokens"
-            decoded = checks.decode_against_prefill(self.runner, longest)
-            found.append(self._consistency("prefill and decode", decoded, metrics, f"{note} one by one"))
-            pieces = checks.pieces_against_prefill(self.runner, longest)
-            found.append(self._consistency("prefill in pieces", pieces, metrics, f"{note} in pieces of 1 to 16"))
-        steps = min(_DECODE_STEPS, len(longest) - 1)
-        rows = checks.unequal_rows([chunk.ids for chunk in self.chunks], steps)
-        pad_id = self.artifact.config.pad_token_id or 0
-        for side in ("left", "right"):
-            prefill, decode = checks.padded_batch(self.runner, rows, side, steps, pad_id)
-            note = f"rows of {', '.join(str(len(row) - steps) for row in rows)} tokens"
-            found.append(self._consistency(f"padded on the {side}", prefill, metrics, note))
-            if steps:
-                name = f"decode after padding on the {side}"
-                found.append(self._consistency(name, decode, metrics, f"{note}, {steps} steps"))
-        return found
-
-    def _consistency(self, name: str, deviation: Deviation, metrics: LogitMetrics, detail: str) -> Check:
-        limit = self.thresholds.consistency
-        if not self.thresholds.exact:
-            return Check(name, "mean KLD in nats", deviation.kld_mean, limit, detail=detail)
-        value = deviation.max_abs_diff / metrics.logit_std if deviation.max_abs_diff != 0 else 0.0
-        return Check(name, "largest difference / std", value, limit, detail=detail)
+    def _device_check(self, both: Sequence[tuple[Array, Array]]) -> Check:
+        apart = Deviation.between(*(np.concatenate(rows) for rows in zip(*both, strict=True)))
+        limit = self.thresholds.max_kld if self.thresholds.max_kld is not None else self.thresholds.consistency
+        note = "the device's own arithmetic"
+        return Check("device against CPU", "mean KLD in nats", apart.kld_mean, limit, detail=note)
 
     def _greedy(self, found: list[Check]) -> list[GreedyAgreement]:
         options = self.options
-        count = min(options.greedy_prompts, len(self.chunks)) if options.greedy_tokens > 0 else 0
+        count = min(options.greedy_prompts, len(self.passages)) if options.greedy_tokens > 0 else 0
         results = []
         for i in range(count):
-            chunk = self.chunks[i * len(self.chunks) // count]
-            result = checks.greedy_agreement(
-                self.runner, self.reference, chunk.label, chunk.ids, options.greedy_tokens, self.eos
+            passage = self.passages[i * len(self.passages) // count]
+            result = greedy_agreement(
+                self.runner, self.reference, passage.label, passage.ids, options.greedy_tokens, self.eos
             )
-            self.progress(f"greedy {i + 1} of {count} ({chunk.label}): {result.agreed} of {result.tokens} tokens equal")
+            self.progress(
+                f"greedy {i + 1} of {count} ({passage.label}): {result.agreed} of {result.tokens} tokens equal"
+            )
             results.append(result)
         if results and self.thresholds.greedy_equal:
             parted = [r for r in results if not r.equal]
@@ -227,15 +192,23 @@ class _Comparison:
         if not self.options.layers:
             return None
         self.progress("hidden states layer by layer")
-        ids = max(self.chunks, key=lambda chunk: len(chunk.ids)).ids
-        where = {name: getattr(self.options, name) for name in ("provider", "threads", "native")}
-        errors = compare_layers(self.artifact, self.reference, ids, **where)
+        states = self.runner.layer_states(self.longest.ids)
+        if self.beside is not None:
+            own = self.beside.layer_states(self.longest.ids)
+            states += [dataclasses.replace(state, kind=f"{state.kind}, on the CPU") for state in own]
+        expected: list[Array] = []
+        self.reference.forward(self.longest.ids, hidden=expected)
+        errors = layer_errors(sorted(states, key=lambda state: state.index), expected)
+        if self.runner.layers_are_judged:
+            found.append(self._layer_check(errors))
+        return errors
+
+    def _layer_check(self, errors: Sequence[LayerError]) -> Check:
         limit = self.thresholds.layer_error
         worst = max(errors, key=lambda e: float("inf") if e.relative != e.relative else e.relative)
         first = next((e for e in errors if not e.relative <= limit), None)
         note = f"worst: {worst.name}" if first is None else f"first departs: {first.name} ({first.kind})"
-        found.append(Check("hidden states", "largest relative error", worst.relative, limit, detail=note))
-        return errors
+        return Check("hidden states", "largest relative error", worst.relative, limit, detail=note)
 
     def _tasks(self, found: list[Check]) -> tuple[TaskAccuracy | None, TaskAccuracy | None]:
         if not self.tasks:
@@ -260,21 +233,7 @@ class _Comparison:
         )
 
 
-def open_reference(checkpoint: Checkpoint, backend: str, threads: int | None) -> Any:
-    """The reference model in float32: "numpy" (any size) or "transformers" (needs torch)."""
-    if backend == "numpy":
-        from ...reference.model import Reference
-
-        return Reference(checkpoint)
-    if backend != "transformers":
-        raise InputError(f"unknown reference backend {backend!r}; there are {' and '.join(BACKENDS)}")
-    if not checkpoint.config.attention_layers:
-        raise InputError("transformers cannot decode a model without attention layers: use --backend numpy")
-    from ...reference.torch_model import TorchReference
-
-    reference = TorchReference(checkpoint)
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
-    return reference
+def _spread(tasks: list[Task], most: int | None) -> list[Task]:
+    if most is None or most >= len(tasks):
+        return tasks
+    return [tasks[i * len(tasks) // most] for i in range(most)]

@@ -8,9 +8,9 @@ import importlib.metadata
 import platform
 from typing import TYPE_CHECKING, Any
 
+from ...artifact.npu_manifest import NpuManifest, is_npu_artifact
 from ...checkpoint.config import CONFIG_NAME
 from ...errors import ArtifactError
-from ...strict_json import parse_json
 
 if TYPE_CHECKING:
     from ...artifact.artifact import Artifact
@@ -49,19 +49,11 @@ def identity(artifact: Artifact, checkpoint: Checkpoint, backend: str, provider:
     }
 
 
-def end_token_ids(artifact: Artifact) -> frozenset[int]:
-    """The tokens that end a reply: those of generation_config.json, else those of config.json."""
-    path = artifact.folder / "generation_config.json"
-    if path.is_file():
-        try:
-            data = parse_json(path.read_bytes())
-        except ValueError as error:
-            raise ArtifactError(f"{path}: {error}") from error
-        ids = data.get("eos_token_id") if isinstance(data, dict) else None
-        ids = [ids] if isinstance(ids, int) else ids
-        if isinstance(ids, list) and ids and all(isinstance(i, int) for i in ids):
-            return frozenset(ids)
-    return frozenset(artifact.config.eos_token_ids)
+def limits_name(artifact: Artifact) -> str:
+    """The name under which ``Thresholds`` has the artifact's limits: that of its precision."""
+    if is_npu_artifact(artifact):
+        return f"qnn-{NpuManifest.read(artifact).precision.get('weights', 'int8')}"
+    return artifact.variant
 
 
 def _section(manifest: dict[str, Any], name: str) -> dict[str, Any]:

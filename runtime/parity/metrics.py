@@ -13,9 +13,9 @@ Logits = npt.NDArray[np.floating[Any]]
 Float64s = npt.NDArray[np.float64]
 
 # Rows are taken in blocks of at most this many float64 bytes: a vocabulary of 128000 gives blocks of 16 rows.
-_BLOCK_BYTES = 16 << 20
-_SCATTER_PER_CHUNK = 400
-_HISTOGRAM_PER_CHUNK = 1 << 18
+BLOCK_BYTES = 16 << 20
+_SCATTER_PER_PASSAGE = 400
+_HISTOGRAM_PER_PASSAGE = 1 << 18
 DIFFERENCE_DECADES = (-10, 3)
 _BINS_PER_DECADE = 8
 
@@ -34,8 +34,8 @@ class RowMetrics:
 
 
 @dataclass(frozen=True)
-class ChunkMetrics:
-    """One chunk of text: means over its ``tokens`` positions; nll over its positions that have a next token."""
+class PassageMetrics:
+    """One passage of text: means over its ``tokens`` positions; nll over its positions that have a next token."""
 
     label: str
     tokens: int
@@ -48,12 +48,12 @@ class ChunkMetrics:
 
 @dataclass(frozen=True)
 class LogitMetrics:
-    """All chunks together. ``relative_max_diff`` is ``max_abs_diff`` in standard deviations of the reference logits.
+    """All passages together. ``relative_max_diff`` is ``max_abs_diff`` in standard deviations of the reference logits.
 
-    kld_mean is the mean over all positions, kld_standard_error its standard error over chunks (None for one chunk).
+    kld_mean is the mean over all positions, kld_standard_error its standard error over passages (None for one).
     """
 
-    chunks: int
+    passages: int
     tokens: int
     vocab_size: int
     logit_std: float
@@ -84,7 +84,7 @@ class LogitSamples:
     model: list[float] = field(default_factory=list)
     histogram: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(difference_edges()) - 1, np.int64))
     equal: int = 0
-    kld_by_chunk: list[Float64s] = field(default_factory=list)
+    kld_by_passage: list[Float64s] = field(default_factory=list)
 
 
 def difference_edges() -> Float64s:
@@ -93,23 +93,26 @@ def difference_edges() -> Float64s:
     return np.linspace(low, high, (high - low) * _BINS_PER_DECADE + 1)
 
 
-def row_metrics(reference: Logits, model: Logits, next_ids: npt.ArrayLike | None = None) -> RowMetrics:
+def row_metrics(
+    reference: Logits, model: Logits, next_ids: npt.ArrayLike | None = None, *, block_bytes: int = BLOCK_BYTES
+) -> RowMetrics:
     """Compare two ``[T, V]`` sets of logits position by position.
 
     ``next_ids`` are the tokens that follow the first positions (at most T of them): they give the nll, whose length
     is theirs. Values that are not finite make the figures of their position NaN or infinite, never a warning.
+    block_bytes: of float64 that are at work at a time.
     """
     if reference.shape != model.shape or reference.ndim != 2:
         raise ValueError(f"expected two equal shapes [T, V], got {reference.shape} and {model.shape}")
     rows, vocab = reference.shape
     targets = np.asarray([] if next_ids is None else next_ids, np.int64)[:rows]
-    parts: list[RowMetrics] = []
-    block = max(1, _BLOCK_BYTES // (8 * max(vocab, 1)))
+    blocks: list[RowMetrics] = []
+    size = max(1, block_bytes // (8 * max(vocab, 1)))
     with np.errstate(all="ignore"):
-        for at in range(0, rows, block):
-            rows_here = slice(at, at + block)
-            parts.append(_block_metrics(reference[rows_here], model[rows_here], targets[rows_here]))
-    return RowMetrics(*(np.concatenate([getattr(part, name) for part in parts]) for name in _ROW_FIELDS))
+        for at in range(0, rows, size):
+            rows_here = slice(at, at + size)
+            blocks.append(_block_metrics(reference[rows_here], model[rows_here], targets[rows_here]))
+    return RowMetrics(*(np.concatenate([getattr(block, name) for block in blocks]) for name in _ROW_FIELDS))
 
 
 _ROW_FIELDS = ("kld", "cosine", "max_abs_diff", "sum_abs_diff", "top1_equal", "nll_reference", "nll_model")
@@ -154,10 +157,10 @@ class Deviation:
 
 
 class LogitComparison:
-    """Takes chunks of logits one after the other and keeps figures only, never the logits."""
+    """Takes the logits of passages one after the other and keeps figures only, never the logits."""
 
     def __init__(self) -> None:
-        self.chunks: list[ChunkMetrics] = []
+        self.passages: list[PassageMetrics] = []
         self.samples = LogitSamples()
         self._moments = _Moments()
         self._cosines: list[Float64s] = []
@@ -169,8 +172,8 @@ class LogitComparison:
         self._vocab_size = 0
         self._random = np.random.default_rng(0)
 
-    def add(self, label: str, token_ids: npt.ArrayLike, reference: Logits, model: Logits) -> ChunkMetrics:
-        """Compare one chunk: ``token_ids [T]`` are what both models read, the logits ``[T, V]`` what they said."""
+    def add(self, label: str, token_ids: npt.ArrayLike, reference: Logits, model: Logits) -> PassageMetrics:
+        """Compare one passage: ``token_ids [T]`` are what both models read, the logits ``[T, V]`` what they said."""
         ids = np.asarray(token_ids, np.int64)
         rows = row_metrics(reference, model, ids[1:])
         self._moments.add(reference)
@@ -183,7 +186,7 @@ class LogitComparison:
         self._top1_equal += int(rows.top1_equal.sum())
         self._non_finite += sum(int((~np.isfinite(row)).sum()) for row in model)
         self._sample(reference, model, rows)
-        chunk = ChunkMetrics(
+        passage = PassageMetrics(
             label,
             len(ids),
             float(rows.kld.mean()),
@@ -192,22 +195,22 @@ class LogitComparison:
             _mean_or_none(rows.nll_reference),
             _mean_or_none(rows.nll_model),
         )
-        self.chunks.append(chunk)
-        return chunk
+        self.passages.append(passage)
+        return passage
 
     def summary(self) -> LogitMetrics:
-        """The figures over everything added so far; ValueError before the first chunk."""
-        if not self.chunks:
+        """The figures over everything added so far; ValueError before the first passage."""
+        if not self.passages:
             raise ValueError("nothing was compared")
-        kld = np.concatenate(self.samples.kld_by_chunk)
+        kld = np.concatenate(self.samples.kld_by_passage)
         cosine = np.concatenate(self._cosines)
         nll_reference, nll_model = (np.concatenate(column) for column in zip(*self._nll, strict=True))
         std = self._moments.std
         with np.errstate(all="ignore"):
             relative = float(np.float64(self._max_abs_diff) / std) if self._max_abs_diff != 0 else 0.0
-            mean, error = clustered_mean([c.kld for c in self.chunks], [c.tokens for c in self.chunks])
+            mean, error = clustered_mean([c.kld for c in self.passages], [c.tokens for c in self.passages])
             return LogitMetrics(
-                chunks=len(self.chunks),
+                passages=len(self.passages),
                 tokens=len(kld),
                 vocab_size=self._vocab_size,
                 logit_std=std,
@@ -228,20 +231,20 @@ class LogitComparison:
 
     def _sample(self, reference: Logits, model: Logits, rows: RowMetrics) -> None:
         count, vocab = reference.shape
-        at = self._random.integers(0, count, _SCATTER_PER_CHUNK)
-        ids = self._random.integers(0, vocab, _SCATTER_PER_CHUNK)
+        at = self._random.integers(0, count, _SCATTER_PER_PASSAGE)
+        ids = self._random.integers(0, vocab, _SCATTER_PER_PASSAGE)
         # The likeliest token of each position is the one that matters; chance alone would hardly pick it.
-        best = self._random.integers(0, count, _SCATTER_PER_CHUNK // 8)
+        best = self._random.integers(0, count, _SCATTER_PER_PASSAGE // 8)
         at, ids = np.concatenate([at, best]), np.concatenate([ids, reference[best].argmax(-1)])
         self.samples.reference.extend(reference[at, ids].astype(float).tolist())
         self.samples.model.extend(model[at, ids].astype(float).tolist())
-        picked = self._random.integers(0, count * vocab, min(count * vocab, _HISTOGRAM_PER_CHUNK))
+        picked = self._random.integers(0, count * vocab, min(count * vocab, _HISTOGRAM_PER_PASSAGE))
         difference = np.abs(model.reshape(-1)[picked].astype(np.float64) - reference.reshape(-1)[picked])
         different = difference[(difference > 0) & np.isfinite(difference)]
         edges = difference_edges()
         self.samples.equal += int((difference == 0).sum())
         self.samples.histogram += np.histogram(np.clip(np.log10(different), edges[0], edges[-1]), edges)[0]
-        self.samples.kld_by_chunk.append(rows.kld)
+        self.samples.kld_by_passage.append(rows.kld)
 
 
 class _Moments:

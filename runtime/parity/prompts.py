@@ -1,26 +1,19 @@
-"""From prompts of any kind (built in, text, JSON lines, tasks) to chunks of token ids within a budget."""
+"""Prompts of any kind: built in, a text, JSON lines, tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
-from ...checkpoint.tokenizer import ChatTokenizer
 from ...errors import InputError
 from .default_prompts import CHATS, TEXTS
 from .tasks import Task, objects, read_json_lines
 
-if TYPE_CHECKING:
-    from .compare import ParityOptions
-
 # No tokenizer in use makes more characters into one token than this, in running text.
 _CHARACTERS_PER_TOKEN = 32
-_RANDOM_LENGTHS = (64, 2, 17, 1, 128, 33)
 
 
 @dataclass(frozen=True)
@@ -31,49 +24,6 @@ class Prompt:
     text: str | None = None
     messages: Sequence[dict[str, Any]] = ()
     tools: Sequence[dict[str, Any]] | None = None
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Token ids that both models read in one go, from position 0."""
-
-    label: str
-    ids: list[int]
-
-
-def chunks_to_compare(
-    options: ParityOptions,
-    tasks: Sequence[Task],
-    tokenizer: ChatTokenizer | None,
-    vocab_size: int,
-    context_length: int,
-    progress: Callable[[str], None],
-) -> list[Chunk]:
-    """What ``options`` ask for: token ids, random ones without a tokenizer, prompts from a file, of the tasks, or ours.
-
-    InputError where that is nothing, or where a greedy continuation would not fit behind it into ``context_length``.
-    """
-    limit = min(options.chunk_tokens, context_length - options.greedy_tokens)
-    if limit < 1 or options.tokens < 1:
-        raise InputError(f"nothing to compare: {options.tokens} tokens, {limit} of them in one chunk")
-    if options.token_ids is not None:
-        longest = max(map(len, options.token_ids), default=0)
-        if not options.token_ids or longest + options.greedy_tokens > context_length:
-            raise InputError(
-                f"expected 1 or more chunks that leave {options.greedy_tokens} tokens of the context "
-                f"({context_length}), found {len(options.token_ids)} of up to {longest} tokens"
-            )
-        return [Chunk(f"ids {number}", list(ids)) for number, ids in enumerate(options.token_ids, 1)]
-    if tokenizer is None:
-        progress("no tokenizer in the artifact: comparing on random token ids")
-        return random_chunks(vocab_size, tokens=options.tokens, chunk_tokens=limit)
-    if options.prompts is not None:
-        prompts = read_prompts(options.prompts, options.tokens)
-    elif tasks:
-        prompts = task_prompts(tasks)
-    else:
-        prompts = default_prompts(chats=tokenizer.has_template)
-    return chunks_of(prompts, tokenizer, tokens=options.tokens, chunk_tokens=limit)
 
 
 def default_prompts(*, chats: bool) -> list[Prompt]:
@@ -110,50 +60,6 @@ def task_prompts(tasks: Iterable[Task]) -> list[Prompt]:
         by_category.setdefault(task.category, []).append(task)
     in_turn = (task for group in zip_longest(*by_category.values()) for task in group if task is not None)
     return [Prompt(task.task_id, messages=[*map(dict, task.messages)], tools=_dicts(task.tools)) for task in in_turn]
-
-
-def chunks_of(prompts: Sequence[Prompt], tokenizer: ChatTokenizer, *, tokens: int, chunk_tokens: int) -> list[Chunk]:
-    """At most ``tokens`` tokens in chunks of at most ``chunk_tokens``; InputError if there are none.
-
-    A text that is longer becomes several chunks, each beginning with the tokenizer's own first tokens (bos).
-    """
-    found: list[Chunk] = []
-    left = tokens
-    for label, ids in _pieces(prompts, tokenizer, chunk_tokens):
-        # A single token has no next one to predict; it is only worth having if there is nothing else.
-        if left < 2 and found:
-            break
-        found.append(Chunk(label, ids[:left]))
-        left -= len(found[-1].ids)
-    if not found:
-        raise InputError("the prompts hold no tokens: nothing to compare")
-    return found
-
-
-def random_chunks(vocab_size: int, *, tokens: int, chunk_tokens: int) -> list[Chunk]:
-    """Seeded random token ids, for a model that has no tokenizer: chunks of 1 to 128 tokens."""
-    random = np.random.default_rng(0)
-    found: list[Chunk] = []
-    for number, length in enumerate(_RANDOM_LENGTHS, 1):
-        length = min(length, chunk_tokens, tokens - sum(len(chunk.ids) for chunk in found))
-        if length > 0:
-            found.append(Chunk(f"random ids {number}", random.integers(0, vocab_size, length).tolist()))
-    return found
-
-
-def _pieces(prompts: Sequence[Prompt], tokenizer: ChatTokenizer, chunk_tokens: int) -> Iterator[tuple[str, list[int]]]:
-    for prompt in prompts:
-        if prompt.text is None:
-            whose_turn = prompt.messages[-1].get("role") != "assistant"
-            rendered = tokenizer.render(prompt.messages, prompt.tools or None, add_generation_prompt=whose_turn)
-            prefix, body = [], tokenizer.encode(rendered)
-        else:
-            prefix, body = tokenizer.encode("", add_special=True), tokenizer.encode(prompt.text)
-        size = max(1, chunk_tokens - len(prefix))
-        count = -(-len(body) // size)
-        for number in range(count):
-            label = prompt.label if count == 1 else f"{prompt.label}, part {number + 1}"
-            yield label, [*prefix, *body[number * size : (number + 1) * size]][:chunk_tokens]
 
 
 def _prompt(data: dict[str, Any], where: str, label: str) -> Prompt:

@@ -13,7 +13,7 @@ import pytest
 from artifact_factory import ArtifactFactory
 from client_cases import MAX_NEW_TOKENS, Cases, cases_of, profile_artifact
 from lfm_onnx.artifact.artifact import Artifact
-from lfm_onnx.runtime.parity.onnx_runner import OnnxRunner
+from lfm_onnx.runtime.parity.onnx_model import OnnxModel
 
 CLIENTS = Path(__file__).parent
 PROFILES = ["custom-q4", "custom-q8", "custom-q4f16", "standard-q4"]
@@ -33,7 +33,7 @@ def artifacts(exported_artifact: ArtifactFactory) -> dict[str, Path]:
 def expected(artifacts: dict[str, Path], cases: Cases) -> dict[str, list[list[int]]]:
     """Greedy answers of plain ONNX Runtime, without the native library, to the prompts of each profile."""
     runners = {
-        profile: OnnxRunner(Artifact.open(folder), threads=1, native=False) for profile, folder in artifacts.items()
+        profile: OnnxModel(Artifact.open(folder), threads=1, native=False) for profile, folder in artifacts.items()
     }
     return {
         profile: [runner.greedy(prompt, MAX_NEW_TOKENS, (cases.eos,)) for prompt in cases.prompts]

@@ -30,7 +30,7 @@ from lfm_onnx.export.block_weights import BlockWeight
 from lfm_onnx.quantize.methods import Quantizer
 from lfm_onnx.quantize.round_to_nearest import quantize_round_to_nearest
 from lfm_onnx.reference.model import Reference
-from lfm_onnx.runtime.parity.onnx_runner import OnnxRunner
+from lfm_onnx.runtime.parity.onnx_model import OnnxModel
 from lfm_onnx.runtime.parity.tasks import answer_tasks, read_tasks
 from safetensors.numpy import load_file, save_file
 
@@ -145,7 +145,7 @@ class Sample:
         reference = Reference(Checkpoint.open(checkpoint))
         self.expected = [(ids, log_softmax(reference.forward(ids, logits="all")[0])) for ids in prompts]
 
-    def divergence(self, runner: OnnxRunner) -> float:
+    def divergence(self, runner: OnnxModel) -> float:
         """Mean KLD from the reference to the export, in nats per token."""
         terms = [
             (np.exp(expected) * (expected - log_softmax(runner.logits(ids)))).sum(-1) for ids, expected in self.expected
@@ -177,7 +177,7 @@ def test_the_sample_models_distribution_hardly_moves(
     record_property: Callable[[str, object], None],
 ) -> None:
     artifact = Artifact.open(exported_artifact(SAMPLE, ops_profile, precision))
-    divergence = sample.divergence(OnnxRunner(artifact, threads=1))
+    divergence = sample.divergence(OnnxModel(artifact, threads=1))
     record_property("kld", divergence)
     print(f"{precision.name}, {ops_profile.value} ops: KLD {divergence:.3g} nats per token")
     assert 0 <= divergence < limit
@@ -196,7 +196,7 @@ def test_the_sample_model_answers_its_tasks_as_before(
 
     original = accuracy(Reference(Checkpoint.open(sample.checkpoint)).greedy)
     assert original > 0.7, "a model that answers nothing loses nothing"
-    assert accuracy(OnnxRunner(artifact, threads=1).greedy) >= original - loss
+    assert accuracy(OnnxModel(artifact, threads=1).greedy) >= original - loss
 
 
 # --- graph and files --------------------------------------------------------------------------------------------------
@@ -244,7 +244,7 @@ def test_a_tied_embedding_is_stored_once(q4_folder: Path) -> None:
 
 def test_hidden_states_keep_their_names(q4_folder: Path, tiny_lfm: Path) -> None:
     names = ["hidden_states.embed", "hidden_states.0", "hidden_states.5", "hidden_states.final"]
-    runner = OnnxRunner(Artifact.open(q4_folder), threads=1, hidden_states=names)
+    runner = OnnxModel(Artifact.open(q4_folder), threads=1, hidden_states=names)
     _, _, found = runner.forward(np.arange(6)[None])
     assert {name: value.reshape(6, -1).shape for name, value in found.items()} == dict.fromkeys(names, (6, 128))
 

@@ -155,15 +155,21 @@ def test_a_float_matrix_product_is_told_from_an_integer_one(tmp_path: Path) -> N
 def test_the_sample_runs_on_the_emulator_with_next_to_no_loss(tiny_lfm: Path, tmp_path: Path) -> None:
     npu = pytest.importorskip("lfm_onnx.export.npu", reason="the NPU export is not in this build")
     from lfm_onnx.checkpoint.checkpoint import Checkpoint
-    from lfm_onnx.runtime.npu.parity import NpuParityOptions, compare_npu
-    from lfm_onnx.runtime.parity.compare import ParityOptions
+    from lfm_onnx.runtime.parity.compare import compare
+    from lfm_onnx.runtime.parity.options import ParityOptions
 
     checkpoint = Checkpoint.open(tiny_lfm)
     npu.export_npu(checkpoint, tmp_path / "npu", npu.NpuOptions(chunk=32, context_lengths=(128,)))
     options = ParityOptions(
-        tasks=tiny_lfm / "tasks.jsonl", tokens=60, chunk_tokens=60, greedy_prompts=1, greedy_tokens=3, layers=True
+        tasks=tiny_lfm / "tasks.jsonl",
+        most_tasks=1,
+        tokens=60,
+        passage_tokens=60,
+        greedy_prompts=1,
+        greedy_tokens=3,
+        layers=True,
     )
-    report = compare_npu(Artifact.open(tmp_path / "npu", "qnn"), checkpoint, options, NpuParityOptions(most_tasks=1))
+    report = compare(Artifact.open(tmp_path / "npu", "qnn"), checkpoint, options)
     assert report.passed, report.verdict
     names = [check.name for check in report.checks]
     assert {"device against CPU", "short and whole prompts", "prefill and decode"} <= set(names)

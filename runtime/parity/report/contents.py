@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..metrics import ChunkMetrics, LogitMetrics, LogitSamples
+from ..metrics import LogitMetrics, LogitSamples, PassageMetrics
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class ParityReport:
     identity: dict[str, str]
     thresholds: Thresholds
     logits: LogitMetrics
-    chunks: list[ChunkMetrics]
+    passages: list[PassageMetrics]
     samples: LogitSamples
     greedy: list[GreedyAgreement]
     checks: list[Check]
@@ -202,9 +202,13 @@ class ParityReport:
         data: dict[str, Any] = {"passed": self.passed, "verdict": self.verdict}
         for item in dataclasses.fields(self):
             if item.name != "samples":
-                data[item.name] = _plain(getattr(self, item.name))
+                data[_KEYS.get(item.name, item.name)] = _plain(getattr(self, item.name))
         data["first_departing_layer"] = self.first_departing_layer
         return data
+
+
+# Keys of the JSON that readers of earlier reports know.
+_KEYS = {"passages": "chunks"}
 
 
 def _plain(value: Any) -> Any:
@@ -215,7 +219,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        data = {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+        data = {
+            _KEYS.get(item.name, item.name): _plain(getattr(value, item.name)) for item in dataclasses.fields(value)
+        }
         for name in ("passed", "equal", "accuracy"):
             if isinstance(getattr(type(value), name, None), property):
                 data[name] = _plain(getattr(value, name))

@@ -1,7 +1,11 @@
-"""A parity report as one self-contained HTML page: verdict first, then plots, then the tables behind them."""
+"""A parity report as a document, HTML or Markdown: verdict first, then plots, then the tables behind them."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from ....reporting.file import write_report_file
+from ....reporting.markdown import document
 from ....reporting.page import Headline, Tile, page
 from ....reporting.table import figure
 from .contents import ParityReport
@@ -9,10 +13,21 @@ from .plots import report_plots
 from .tables import checks_table, report_tables, verdict
 
 
+def write_report(report: ParityReport, path: Path) -> None:
+    """Write ``path``, .html or .md as its name says; replaces an older report. Raises InputError, OutputError."""
+    write_report_file(path, lambda: html_report(report), lambda: markdown_report(report))
+
+
 def html_report(report: ParityReport) -> str:
     """The page; InputError where matplotlib is not installed."""
     title = f"Parity {'holds' if report.passed else 'missed'}: {report.identity.get('variant', '')}"
     return page(title, _headline(report), _tiles(report), report_plots(report), report_tables(report))
+
+
+def markdown_report(report: ParityReport) -> str:
+    """The verdict and the tables, without plots."""
+    heading = f"Parity: {'passed' if report.passed else 'missed'}"
+    return document(heading, f"{report.verdict}.", report_tables(report))
 
 
 def _headline(report: ParityReport) -> Headline:

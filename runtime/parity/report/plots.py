@@ -38,8 +38,8 @@ def report_plots(report: ParityReport) -> list[Plot]:
     plots: list[tuple[str, str, Callable[[Axes, ParityReport], None]]] = [
         ("Logits", "Each point is one logit; a faithful model puts them all on the line.", _scatter),
         ("Differences", _difference_caption(report), _histogram),
-        ("KLD by position", "Divergence at each token from the start of its chunk; the line is the median.", _kld),
-        ("Top-1 by chunk", "Share of positions where both models find the same token likeliest.", _top1),
+        ("KLD by position", "Divergence at each token from the start of its passage; the line is the median.", _kld),
+        ("Top-1 by passage", "Share of positions where both models find the same token likeliest.", _top1),
     ]
     if report.layers:
         plots.append(("Hidden states", "Relative error of the residual stream after each layer.", _layers))
@@ -99,9 +99,9 @@ def _histogram(axes: Axes, report: ParityReport) -> None:
 
 
 def _kld(axes: Axes, report: ParityReport) -> None:
-    chunks = [np.maximum(np.where(np.isfinite(k), k, np.nan), _LEAST_KLD) for k in report.samples.kld_by_chunk]
-    position = np.concatenate([np.arange(len(k)) for k in chunks])
-    kld = np.concatenate(chunks)
+    passages = [np.maximum(np.where(np.isfinite(k), k, np.nan), _LEAST_KLD) for k in report.samples.kld_by_passage]
+    position = np.concatenate([np.arange(len(k)) for k in passages])
+    kld = np.concatenate(passages)
     keep = thinned(len(kld))
     axes.scatter(position[keep], kld[keep], s=7, color=ACCENT, alpha=0.35, linewidths=0)
     edges = np.unique(np.linspace(0, position.max() + 1, 25).astype(int))
@@ -115,12 +115,12 @@ def _kld(axes: Axes, report: ParityReport) -> None:
     if report.thresholds.max_kld is not None and report.thresholds.max_kld > 0:
         axes.axhline(report.thresholds.max_kld, color=BAD, linewidth=1, linestyle="--", label="limit of the mean")
         axes.legend(loc="best", fontsize=8)
-    axes.set(xlabel="position in the chunk", ylabel="nats")
+    axes.set(xlabel="position in the passage", ylabel="nats")
     grid(axes)
 
 
 def _top1(axes: Axes, report: ParityReport) -> None:
-    shares = [chunk.top1 for chunk in report.chunks]
+    shares = [passage.top1 for passage in report.passages]
     places = range(len(shares))
     # Edge to edge where there are too many for names: gaps would only flicker.
     axes.bar(places, shares, width=0.8 if len(shares) <= _LABELLED_BARS else 1.0, color=ACCENT, alpha=0.75)
@@ -132,10 +132,10 @@ def _top1(axes: Axes, report: ParityReport) -> None:
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), fontsize=8)
     axes.yaxis.set_major_formatter(percent())
     if len(shares) <= _LABELLED_BARS:
-        labels = [c.label if len(c.label) <= 18 else c.label[:17] + "…" for c in report.chunks]
+        labels = [p.label if len(p.label) <= 18 else p.label[:17] + "…" for p in report.passages]
         axes.set_xticks(places, labels, rotation=40, ha="right", fontsize=7, rotation_mode="anchor")
     else:
-        axes.set(xlabel="chunk")
+        axes.set(xlabel="passage")
     grid(axes)
 
 

@@ -19,7 +19,7 @@ def report_tables(report: ParityReport) -> list[Table]:
         tables.append(_tasks_table(report.tasks, report.reference_tasks))
         if report.tasks.wrong:
             tables.append(_wrong_table(report.tasks))
-    return [*tables, _chunks_table(report), identity_table(report)]
+    return [*tables, _passages_table(report), identity_table(report)]
 
 
 def checks_table(report: ParityReport) -> Table:
@@ -36,7 +36,7 @@ def figures_table(report: ParityReport) -> Table:
     m = report.logits
     error = "" if m.kld_standard_error is None else f" ± {figure(m.kld_standard_error)}"
     rows: list[tuple[str, ...]] = [
-        ("positions compared", f"{m.tokens:,} in {m.chunks} chunks, vocabulary {m.vocab_size:,}"),
+        ("positions compared", f"{m.tokens:,} in {m.passages} passages, vocabulary {m.vocab_size:,}"),
         ("largest logit difference", f"{figure(m.max_abs_diff)} ({figure(m.relative_max_diff)} std)"),
         ("mean logit difference", figure(m.mean_abs_diff)),
         ("standard deviation of logits", figure(m.logit_std)),
@@ -104,21 +104,21 @@ def _wrong_table(tasks: TaskAccuracy) -> Table:
     return Table(f"Tasks answered wrongly{shown}", columns, rows, [None] * len(rows), folded=True)
 
 
-def _chunks_table(report: ParityReport) -> Table:
+def _passages_table(report: ParityReport) -> Table:
     rows: list[tuple[str, ...]] = [
         (
-            c.label,
-            str(c.tokens),
-            figure(c.kld),
-            f"{c.top1:.1%}",
-            figure(c.max_abs_diff),
-            "" if c.nll_reference is None else f"{c.nll_reference:.4f}",
-            "" if c.nll_model is None else f"{c.nll_model:.4f}",
+            p.label,
+            str(p.tokens),
+            figure(p.kld),
+            f"{p.top1:.1%}",
+            figure(p.max_abs_diff),
+            "" if p.nll_reference is None else f"{p.nll_reference:.4f}",
+            "" if p.nll_model is None else f"{p.nll_model:.4f}",
         )
-        for c in report.chunks
+        for p in report.passages
     ]
-    columns = ("chunk", "tokens", "KLD", "top-1", "largest difference", "nll, reference", "nll, model")
-    return Table("Chunks", columns, rows, [None] * len(rows), folded=True)
+    columns = ("passage", "tokens", "KLD", "top-1", "largest difference", "nll, reference", "nll, model")
+    return Table("Passages", columns, rows, [None] * len(rows), folded=True)
 
 
 def accuracy(tasks: TaskAccuracy) -> str:

@@ -14,10 +14,10 @@ from lfm_onnx.artifact.npu_manifest import NpuManifest
 from lfm_onnx.checkpoint.checkpoint import Checkpoint
 from lfm_onnx.export.npu_request import NpuRequest, plan_npu, run_npu_export
 from lfm_onnx.runtime.npu.backends import QnnBackend
-from lfm_onnx.runtime.npu.parity import NpuParityOptions, compare_npu
-from lfm_onnx.runtime.npu.runner import NpuRunner
-from lfm_onnx.runtime.parity.compare import ParityOptions
+from lfm_onnx.runtime.parity.compare import compare
 from lfm_onnx.runtime.parity.metrics import row_metrics
+from lfm_onnx.runtime.parity.npu_runner import NpuRunner
+from lfm_onnx.runtime.parity.options import ParityOptions
 from npu_models import conversations, needs_emulator
 
 pytestmark = [pytest.mark.long, needs_emulator]
@@ -36,7 +36,7 @@ def sample(request: pytest.FixtureRequest, tiny_lfm: Path, tmp_path_factory: pyt
 
 def test_every_task_is_answered_about_as_well_as_by_the_checkpoint(sample: Path, tiny_lfm: Path) -> None:
     options = ParityOptions(tasks=tiny_lfm / "tasks.jsonl", reference_tasks=True, greedy_tokens=8)
-    report = compare_npu(Artifact.open(sample, "qnn"), Checkpoint.open(tiny_lfm), options, NpuParityOptions(), print)
+    report = compare(Artifact.open(sample, "qnn"), Checkpoint.open(tiny_lfm), options, print)
     assert report.passed, report.verdict
     assert report.tasks is not None and report.reference_tasks is not None
     lost = 0.01 if sample.parent.name.startswith("q8") else 0.03
@@ -45,14 +45,14 @@ def test_every_task_is_answered_about_as_well_as_by_the_checkpoint(sample: Path,
 
 def test_prompts_unlike_what_the_model_knows_keep_their_likeliest_tokens(sample: Path, tiny_lfm: Path) -> None:
     options = ParityOptions(greedy_tokens=8)
-    report = compare_npu(Artifact.open(sample, "qnn"), Checkpoint.open(tiny_lfm), options, NpuParityOptions(), print)
+    report = compare(Artifact.open(sample, "qnn"), Checkpoint.open(tiny_lfm), options, print)
     assert report.passed, report.verdict
 
 
 def test_prompts_of_1_to_300_tokens_give_the_logits_of_the_whole_text(sample: Path, tiny_lfm: Path) -> None:
     artifact = Artifact.open(sample, "qnn")
     manifest = NpuManifest.read(artifact)
-    runner = NpuRunner(manifest, QnnBackend(artifact, manifest))
+    runner = NpuRunner(artifact.config, manifest, QnnBackend(artifact, manifest))
     ids = np.concatenate(conversations(tiny_lfm, every=9))[:LONGEST].tolist()
     whole = runner.logits(ids)
     rows = np.stack([runner.decode_logits(ids[:length], [])[0] for length in range(1, LONGEST + 1)])

@@ -17,10 +17,10 @@ from lfm_onnx.mobile_bridge.qnn.compile import CompileOptions, compile_export
 from lfm_onnx.mobile_bridge.qnn.compile_plan import plan_compile
 from lfm_onnx.quantize.quantization import calibration_sequences
 from lfm_onnx.runtime import LfmModel
-from lfm_onnx.runtime.npu.parity import NpuParityOptions, compare_npu
 from lfm_onnx.runtime.npu.run_options import NpuRunOptions
 from lfm_onnx.runtime.npu.session import NpuSession
-from lfm_onnx.runtime.parity.compare import ParityOptions
+from lfm_onnx.runtime.parity.compare import compare
+from lfm_onnx.runtime.parity.options import ParityOptions
 from npu_models import REAL_WIDTH, conversations, needs_emulator, write_random_checkpoint
 
 pytestmark = [pytest.mark.long, needs_emulator]
@@ -70,9 +70,8 @@ def sample(request: pytest.FixtureRequest, tiny_lfm: Path, tmp_path_factory: pyt
 
 
 def test_the_sample_solves_its_tasks_on_the_emulator(sample: Path, tiny_lfm: Path) -> None:
-    options = ParityOptions(tasks=tiny_lfm / "tasks.jsonl", greedy_prompts=2, greedy_tokens=8)
-    npu = NpuParityOptions(most_tasks=TASKS)
-    report = compare_npu(Artifact.open(sample, "qnn"), Checkpoint.open(tiny_lfm), options, npu, print)
+    options = ParityOptions(tasks=tiny_lfm / "tasks.jsonl", greedy_prompts=2, greedy_tokens=8, most_tasks=TASKS)
+    report = compare(Artifact.open(sample, "qnn"), Checkpoint.open(tiny_lfm), options, print)
     assert report.passed, report.verdict
     assert report.tasks is not None and report.tasks.accuracy >= 0.9
 

@@ -15,12 +15,10 @@ from lfm_onnx.export.npu import NpuOptions, NpuWeights, export_npu
 from lfm_onnx.quantize.quantization import calibration_sequences
 from lfm_onnx.reference.model import Reference
 from lfm_onnx.runtime.npu.backends import CpuBackend
-from lfm_onnx.runtime.npu.parity import NpuParityOptions, compare_npu
-from lfm_onnx.runtime.npu.runner import NpuRunner
-from lfm_onnx.runtime.parity.compare import ParityOptions
+from lfm_onnx.runtime.parity.compare import compare
+from lfm_onnx.runtime.parity.npu_runner import NpuRunner
+from lfm_onnx.runtime.parity.options import ParityOptions
 from lfm_onnx.runtime.parity.report.contents import ParityReport
-
-ON_CPU = NpuParityOptions(backend="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +34,11 @@ def exported(variant_checkpoint: Callable[..., Path], tmp_path_factory: pytest.T
 def test_all_rows_of_a_text_of_several_chunks_are_those_of_the_checkpoint(exported: tuple[Path, Path]) -> None:
     folder, checkpoint = exported
     artifact = Artifact.open(folder)
-    runner = NpuRunner(NpuManifest.read(artifact), CpuBackend(artifact, 1))
+    runner = NpuRunner(artifact.config, NpuManifest.read(artifact), CpuBackend(artifact, 1))
     ids = np.random.default_rng(0).integers(0, 96, 45).tolist()
     hidden: list[np.ndarray] = []
     expected = Reference(Checkpoint.open(checkpoint)).forward(ids, hidden=hidden, logits="all")[0]
-    logits, streams = runner.compare(ids, (0, 2))
+    logits, streams = runner.read(ids, (0, 2))
     assert np.abs(logits - expected).max() < 1e-4
     for layer, stream in streams.items():
         assert np.abs(stream - hidden[layer + 1]).max() < 1e-4
@@ -48,9 +46,9 @@ def test_all_rows_of_a_text_of_several_chunks_are_those_of_the_checkpoint(export
 
 def test_chunks_that_leave_no_room_for_a_continuation_are_refused(exported: tuple[Path, Path]) -> None:
     folder, checkpoint = exported
-    options = ParityOptions(token_ids=[[1] * 40], greedy_tokens=32)
+    options = ParityOptions(token_ids=[[1] * 40], greedy_tokens=32, npu_backend="cpu")
     with pytest.raises(InputError, match=r"leave 32 tokens of the context \(64\), found 1 of up to 40 tokens"):
-        compare_npu(Artifact.open(folder), Checkpoint.open(checkpoint), options, ON_CPU)
+        compare(Artifact.open(folder), Checkpoint.open(checkpoint), options)
 
 
 def test_int4_keeps_foreign_prompts_because_rounding_errors_are_fed_back(tiny_lfm: Path, tmp_path: Path) -> None:
@@ -63,8 +61,8 @@ def test_int4_keeps_foreign_prompts_because_rounding_errors_are_fed_back(tiny_lf
             NpuWeights.INT4, context_lengths=(512,), calibration=calibration, error_feedback=feedback, replace=True
         )
         export_npu(checkpoint, tmp_path / "out", options)
-        asked = ParityOptions(greedy_prompts=0)
-        return compare_npu(Artifact.open(tmp_path / "out"), checkpoint, asked, ON_CPU)
+        asked = ParityOptions(greedy_prompts=0, npu_backend="cpu")
+        return compare(Artifact.open(tmp_path / "out"), checkpoint, asked)
 
     fed_back, rounded = measured(True), measured(False)
     assert fed_back.passed, fed_back.verdict

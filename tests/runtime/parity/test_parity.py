@@ -21,10 +21,12 @@ from lfm_onnx.cli.main import main
 from lfm_onnx.cli.parity import parity
 from lfm_onnx.errors import ArtifactError, InputError
 from lfm_onnx.export.ops import OpsProfile
-from lfm_onnx.runtime.parity import checks
-from lfm_onnx.runtime.parity.compare import ParityOptions, compare
-from lfm_onnx.runtime.parity.onnx_runner import OnnxRunner, RunnerState, resolve_provider
-from lfm_onnx.runtime.parity.prompts import chunks_of, default_prompts, read_prompts, task_prompts
+from lfm_onnx.runtime.parity import consistency
+from lfm_onnx.runtime.parity.compare import compare
+from lfm_onnx.runtime.parity.onnx_model import OnnxModel, OnnxState, resolve_provider
+from lfm_onnx.runtime.parity.options import ParityOptions
+from lfm_onnx.runtime.parity.passages import passages_of
+from lfm_onnx.runtime.parity.prompts import default_prompts, read_prompts, task_prompts
 from lfm_onnx.runtime.parity.report.contents import ParityReport
 from lfm_onnx.runtime.parity.tasks import answer_tasks, final_answer, read_tasks
 from model_variants import VARIANTS
@@ -130,25 +132,25 @@ def test_a_model_without_tokenizer_is_compared_on_random_ids(
 ) -> None:
     checkpoint = variant_checkpoint("moe")
     report = run(exported_artifact("moe"), checkpoint, tokens=80, greedy_tokens=4)
-    assert report.passed and report.chunks[0].label == "random ids 1"
+    assert report.passed and report.passages[0].label == "random ids 1"
     assert report.logits.tokens == 80
 
 
 class SumOfIds:
-    """Stands in for a runner: logits say the sum of the ids read so far, with or without those under padding."""
+    """Stands in for a model: logits say the sum of the ids read so far, with or without those under padding."""
 
     def __init__(self, *, heeds_mask: bool) -> None:
         self.heeds_mask = heeds_mask
 
     def forward(
-        self, ids: np.ndarray, state: RunnerState | None = None, *, mask: np.ndarray | None = None, keep: int = 0
-    ) -> tuple[np.ndarray, RunnerState, dict[str, np.ndarray]]:
+        self, ids: np.ndarray, state: OnnxState | None = None, *, mask: np.ndarray | None = None, keep: int = 0
+    ) -> tuple[np.ndarray, OnnxState, dict[str, np.ndarray]]:
         mask = np.ones_like(ids) if mask is None else mask
         before = state.past["sum"] if state else np.zeros((len(ids), 1))
         sums = before + np.cumsum(ids * mask if self.heeds_mask else ids, axis=1)
         last = mask.shape[1] - 1 - mask[:, ::-1].argmax(1) if self.heeds_mask else np.full(len(ids), -1)
         rows = sums if keep == 0 else sums[np.arange(len(ids)), last][:, None]
-        state = RunnerState(mask, {"sum": sums[np.arange(len(ids)), last][:, None]})
+        state = OnnxState(mask, {"sum": sums[np.arange(len(ids)), last][:, None]})
         return np.stack([rows, np.ones_like(rows)], -1).astype(np.float32), state, {}
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
@@ -159,38 +161,38 @@ class SumOfIds:
 def test_padding_that_leaks_into_a_row_is_seen(side: Any) -> None:
     rows = [[1, 2, 3, 4], [5, 6, 7, 8, 9, 10]]
     for runner, leaks in ((SumOfIds(heeds_mask=True), False), (SumOfIds(heeds_mask=False), True)):
-        prefill, decode = checks.padded_batch(runner, rows, side, 2, pad_token_id=100)  # type: ignore[arg-type]
+        prefill, decode = consistency.padded_batch(runner, rows, side, 2, pad_token_id=100)  # type: ignore[arg-type]
         assert (prefill.max_abs_diff > 50) == leaks
         assert (decode.max_abs_diff > 50) == leaks
 
 
 def test_a_state_that_is_lost_between_calls_is_seen() -> None:
     class Forgetful(SumOfIds):
-        def forward(self, ids: np.ndarray, state: RunnerState | None = None, **options: Any) -> Any:
+        def forward(self, ids: np.ndarray, state: OnnxState | None = None, **options: Any) -> Any:
             return super().forward(ids, None, **options)
 
     ids = list(range(1, 40))
-    for compare_pieces in (checks.decode_against_prefill, checks.pieces_against_prefill):
+    for compare_pieces in (consistency.decode_against_prefill, consistency.pieces_against_prefill):
         assert compare_pieces(SumOfIds(heeds_mask=True), ids).max_abs_diff == 0  # type: ignore[arg-type]
         assert compare_pieces(Forgetful(heeds_mask=True), ids).max_abs_diff > 100  # type: ignore[arg-type]
 
 
-def test_rows_of_a_padded_batch_differ_in_length_and_fit_their_chunks() -> None:
-    rows = checks.unequal_rows([list(range(10)), list(range(100, 130))], 3)
+def test_rows_of_a_padded_batch_differ_in_length_and_fit_their_passages() -> None:
+    rows = consistency.unequal_rows([list(range(10)), list(range(100, 130))], 3)
     assert [len(row) - 3 for row in rows] == [1, 5, 18, 27]
-    assert [len(row) for row in checks.unequal_rows([[4]], 0)] == [1]
+    assert [len(row) for row in consistency.unequal_rows([[4]], 0)] == [1]
 
 
-def test_prompts_fill_the_budget_in_chunks_that_begin_like_a_text(tiny_lfm: Path, tmp_path: Path) -> None:
+def test_prompts_fill_the_budget_in_passages_that_begin_like_a_text(tiny_lfm: Path, tmp_path: Path) -> None:
     tokenizer = ChatTokenizer.load(tiny_lfm)
     (tmp_path / "long.txt").write_text("The miller of Lund lives by the river. " * 200)
-    chunks = chunks_of(read_prompts(tmp_path / "long.txt", 150), tokenizer, tokens=150, chunk_tokens=64)
-    assert [len(chunk.ids) for chunk in chunks] == [64, 64, 22]
-    assert {tuple(chunk.ids[: len(tokenizer.encode("", add_special=True))]) for chunk in chunks} == {
+    passages = passages_of(read_prompts(tmp_path / "long.txt", 150), tokenizer, tokens=150, passage_tokens=64)
+    assert [len(passage.ids) for passage in passages] == [64, 64, 22]
+    assert {tuple(passage.ids[: len(tokenizer.encode("", add_special=True))]) for passage in passages} == {
         tuple(tokenizer.encode("", add_special=True))
     }
-    default = chunks_of(default_prompts(chats=True), tokenizer, tokens=100_000, chunk_tokens=256)
-    assert any(chunk.label == "chat, tools" for chunk in default) and len(default) >= 15
+    default = passages_of(default_prompts(chats=True), tokenizer, tokens=100_000, passage_tokens=256)
+    assert any(passage.label == "chat, tools" for passage in default) and len(default) >= 15
 
 
 def test_prompts_may_be_json_lines_of_texts_and_conversations(tiny_lfm: Path, tmp_path: Path) -> None:
@@ -198,9 +200,9 @@ def test_prompts_may_be_json_lines_of_texts_and_conversations(tiny_lfm: Path, tm
     lines = [{"text": "One."}, {"prompt": "Two."}, {"messages": [{"role": "user", "content": "Three?"}], "id": "third"}]
     path.write_text("\n".join(map(json.dumps, lines)))
     tokenizer = ChatTokenizer.load(tiny_lfm)
-    chunks = chunks_of(read_prompts(path, 100), tokenizer, tokens=100, chunk_tokens=64)
-    assert [chunk.label for chunk in chunks] == ["line 1", "line 2", "third"]
-    assert tokenizer.decode(chunks[2].ids).endswith("Three?<|im_end|>\n<|im_start|>assistant\n")
+    passages = passages_of(read_prompts(path, 100), tokenizer, tokens=100, passage_tokens=64)
+    assert [passage.label for passage in passages] == ["line 1", "line 2", "third"]
+    assert tokenizer.decode(passages[2].ids).endswith("Three?<|im_end|>\n<|im_start|>assistant\n")
 
 
 @pytest.mark.parametrize(
@@ -263,7 +265,7 @@ def test_the_command_prints_one_json_object_and_writes_the_report(
     assert result.exit_code == 0, result.output
     data = json.loads(result.stdout)
     assert data["passed"] is True and data["logits"]["tokens"] == 60
-    assert "chunk 1 of" in result.stderr
+    assert "passage 1 of" in result.stderr
     assert (tmp_path / "report.md").read_text(encoding="utf-8").startswith("# Parity: passed")
 
 
@@ -308,7 +310,7 @@ def test_a_model_that_onnx_runtime_cannot_load_gives_one_line(
     shutil.copytree(exported_artifact("dense"), broken)
     (broken / "onnx" / "model.onnx").write_bytes(b"no model")
     with pytest.raises(ArtifactError, match="ONNX Runtime cannot load it") as error:
-        OnnxRunner(Artifact.open(broken, verify="none"))
+        OnnxModel(Artifact.open(broken, verify="none"))
     assert "\n" not in str(error.value)
 
 

@@ -27,8 +27,7 @@ from lfm_onnx.runtime.parity.report.contents import (
     TaskAnswer,
     Thresholds,
 )
-from lfm_onnx.runtime.parity.report.file import write_report
-from lfm_onnx.runtime.parity.report.markdown import markdown_report
+from lfm_onnx.runtime.parity.report.document import markdown_report, write_report
 
 logit = st.floats(-30, 30, width=32)
 shapes = st.tuples(st.integers(1, 6), st.integers(2, 9))
@@ -69,14 +68,16 @@ def test_row_metrics_equal_their_formulas(pair: tuple[np.ndarray, np.ndarray]) -
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(logit_pairs(), min_size=1, max_size=4))
-def test_figures_of_several_chunks_equal_those_of_all_rows_together(pairs: list[tuple[np.ndarray, np.ndarray]]) -> None:
+def test_figures_of_several_passages_equal_those_of_all_rows_together(
+    pairs: list[tuple[np.ndarray, np.ndarray]],
+) -> None:
     width = min(r.shape[1] for r, _ in pairs)
-    chunks = [(r[:, :width], m[:, :width]) for r, m in pairs]
+    passages = [(r[:, :width], m[:, :width]) for r, m in pairs]
     comparison = LogitComparison()
-    for r, m in chunks:
-        comparison.add("chunk", [0] * len(r), r, m)
+    for r, m in passages:
+        comparison.add("passage", [0] * len(r), r, m)
     summary = comparison.summary()
-    reference, model = (np.concatenate(side).astype(np.float64) for side in zip(*chunks, strict=True))
+    reference, model = (np.concatenate(side).astype(np.float64) for side in zip(*passages, strict=True))
     rows = row_metrics(reference, model)
     assert summary.tokens == len(reference)
     assert summary.kld_mean == pytest.approx(rows.kld.mean(), abs=1e-12)
@@ -86,12 +87,11 @@ def test_figures_of_several_chunks_equal_those_of_all_rows_together(pairs: list[
     assert summary.top1 == pytest.approx(rows.top1_equal.mean())
 
 
-def test_rows_are_the_same_whether_they_fit_one_block_or_several(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_the_same_whether_they_fit_one_block_or_several() -> None:
     random = np.random.default_rng(1)
     reference, model = random.normal(size=(2, 40, 50)).astype(np.float32)
     whole = row_metrics(reference, model, range(39))
-    monkeypatch.setattr("lfm_onnx.runtime.parity.metrics._BLOCK_BYTES", 7 * 50 * 8)
-    blocks = row_metrics(reference, model, range(39))
+    blocks = row_metrics(reference, model, range(39), block_bytes=7 * 50 * 8)
     np.testing.assert_array_equal(whole.kld, blocks.kld)
     np.testing.assert_array_equal(whole.nll_model, blocks.nll_model)
 
@@ -126,7 +126,7 @@ def test_a_logit_that_is_not_finite_is_counted_and_fails_every_limit(bad: float)
     model[2, 3] = bad
     comparison = LogitComparison()
     comparison.add("bad", [0, 1, 2, 3], reference, model)
-    # A later chunk without fault must not cover it up.
+    # A later passage without fault must not cover it up.
     comparison.add("good", [0, 1, 2, 3], reference, reference)
     summary = comparison.summary()
     assert summary.non_finite == 1
@@ -181,7 +181,7 @@ def synthetic_report(*, passed: bool = True, label: str = "prose") -> ParityRepo
         identity={"artifact": "out", "variant": "fp32, custom ops", "reference": "checkpoint (numpy)"},
         thresholds=Thresholds.of_variant("fp32", max_kld=1e-3, min_top1=0.9),
         logits=summary,
-        chunks=comparison.chunks,
+        passages=comparison.passages,
         samples=comparison.samples,
         greedy=[GreedyAgreement(label, 7, 32, 32), GreedyAgreement("other", 9, 32, 4, 0.02)],
         checks=[Check("logits", "largest difference / std", summary.relative_max_diff, limit, detail=label)],
@@ -209,6 +209,7 @@ def test_json_holds_every_figure_and_no_number_that_json_lacks() -> None:
     assert data["passed"] is True and data["checks"][0]["passed"] is True
     assert data["logits"]["kld_mean"] == report.logits.kld_mean
     assert data["tasks"]["accuracy"] == 0.75
+    assert data["logits"]["chunks"] == len(data["chunks"]) == 3
     assert data["first_departing_layer"] == "1"
     nan = ParityReport(**{**vars(report), "checks": [Check("broken", "", math.nan, 1.0)]})
     assert json.loads(json.dumps(nan.to_dict(), allow_nan=False))["checks"][0]["value"] is None
@@ -249,7 +250,7 @@ def test_plots_stand_figures_that_are_not_finite(tmp_path: Path) -> None:
     reference = np.zeros((3, 64), np.float32)
     comparison = LogitComparison()
     comparison.add("nan", [1, 2, 3], reference, np.full_like(reference, np.nan))
-    parts = {"samples": comparison.samples, "chunks": comparison.chunks, "logits": comparison.summary()}
+    parts = {"samples": comparison.samples, "passages": comparison.passages, "logits": comparison.summary()}
     broken = ParityReport(**{**vars(report), **parts, "checks": [Check("finite", "", 192, 0)]})
     write_report(broken, tmp_path / "report.html")
     assert "Parity missed" in (tmp_path / "report.html").read_text(encoding="utf-8")

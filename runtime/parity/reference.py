@@ -1,0 +1,48 @@
+"""The judge: a checkpoint's model in float32, by one of two implementations that share no code with the artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ...errors import InputError
+
+if TYPE_CHECKING:
+    from ...checkpoint.checkpoint import Checkpoint
+    from ...reference.model import TokenIds
+
+Array = npt.NDArray[np.float32]
+BACKENDS = ("numpy", "transformers")
+
+
+class ReferenceModel(Protocol):
+    """What the comparison asks of either implementation; see ``Reference``."""
+
+    def forward(
+        self, input_ids: TokenIds, *, hidden: list[Array] | None = None, logits: Literal["all", "last"] = "all"
+    ) -> tuple[Array, object]: ...
+
+    def greedy(self, input_ids: TokenIds, max_new_tokens: int, eos_token_ids: Collection[int]) -> list[int]: ...
+
+
+def open_reference(checkpoint: Checkpoint, backend: str, threads: int | None) -> ReferenceModel:
+    """The reference model in float32: "numpy" (any size) or "transformers" (needs torch)."""
+    if backend == "numpy":
+        from ...reference.model import Reference
+
+        return Reference(checkpoint)
+    if backend != "transformers":
+        raise InputError(f"unknown reference backend {backend!r}; there are {' and '.join(BACKENDS)}")
+    if not checkpoint.config.attention_layers:
+        raise InputError("transformers cannot decode a model without attention layers: use --backend numpy")
+    from ...reference.torch_model import TorchReference
+
+    reference = TorchReference(checkpoint)
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    return reference
