@@ -3,7 +3,7 @@
 #
 # usage: [PYTHON=python3] [JOBS=2] tests/runtime/native/targets/arm64.sh
 set -euo pipefail
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../../../.."
 PYTHON=${PYTHON:-python3}
 OUT=$PWD/build/arm64
 # shellcheck source=tests/runtime/native/targets/common.sh

@@ -3,7 +3,7 @@
 #
 # usage: [PYTHON=python3] [JOBS=2] tests/runtime/native/targets/windows.sh
 set -euo pipefail
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../../../.."
 PYTHON=${PYTHON:-python3}
 OUT=$PWD/build/windows
 # shellcheck source=tests/runtime/native/targets/common.sh
