@@ -8,13 +8,13 @@ namespace lfm {
 using Int4 = BlockFormat<4, 32, true, false>;
 using Int8 = BlockFormat<8, 32, true, false>;
 
-#define LFM_VECTOR_LOOP(name, Format)                                                                             \
-  extern "C" __attribute__((flatten)) float32x2_t name(const RowPointers (&rows)[kVectorRows], int64_t blocks,    \
-                                                       int64_t ahead, const uint8_t* token) {                     \
-    return MultiplyVector<LFM_DOT, Format>(rows, blocks, ahead, token);                                           \
+#define LFM_VECTOR_LOOP(name, Format)                                                                         \
+  extern "C" __attribute__((flatten)) float32x2_t name(const RowPointers(&rows)[kVectorRows], int64_t blocks, \
+                                                       int64_t ahead, const uint8_t* token) {                 \
+    return MultiplyVector<LFM_DOT, Format>(rows, blocks, ahead, token);                                       \
   }
 #define LFM_TILE_LOOP(name, Format)                                                                               \
-  extern "C" __attribute__((flatten)) void name(const RowPointers (&rows)[kRowTile], int64_t blocks,              \
+  extern "C" __attribute__((flatten)) void name(const RowPointers(&rows)[kRowTile], int64_t blocks,               \
                                                 const uint8_t* quads, int64_t quad_bytes, float32x4_t* outputs) { \
     float32x4_t tile[kMaxTileQuads][kQuad];                                                                       \
     MultiplyTile<LFM_DOT, Format, kMaxTileQuads>(rows, blocks, quads, quad_bytes, tile);                          \

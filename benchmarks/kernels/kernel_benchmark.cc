@@ -92,8 +92,10 @@ struct Matrix {
     rows.type = type;
     rows.columns = kColumns;
     const bool integer = type == WeightType::kInt8 || type == WeightType::kInt4;
-    const int64_t bits = type == WeightType::kInt4 ? 4 : type == WeightType::kInt8 ? 8
-                         : type == WeightType::kFloat16 ? 16 : 32;
+    const int64_t bits = type == WeightType::kInt4      ? 4
+                         : type == WeightType::kInt8    ? 8
+                         : type == WeightType::kFloat16 ? 16
+                                                        : 32;
     rows.row_bytes = kColumns * bits / 8;
     count = bytes / rows.row_bytes;
     uint32_t state = 1;
@@ -262,8 +264,8 @@ int main(int argc, char** argv) {
   const Aligned memory(kStreamedBytes);
   std::memset(memory.data, 1, kStreamedBytes);
   const auto report_reads = [&] {
-    std::printf("plain reads of memory, GB/s: %.1f (1 thread), %.1f (%d threads)\n",
-                ReadBandwidth(memory, 1, budget), ReadBandwidth(memory, kMaxThreads, budget), kMaxThreads);
+    std::printf("plain reads of memory, GB/s: %.1f (1 thread), %.1f (%d threads)\n", ReadBandwidth(memory, 1, budget),
+                ReadBandwidth(memory, kMaxThreads, budget), kMaxThreads);
   };
   report_reads();
   Decode(tables, budget);

@@ -24,11 +24,15 @@ enum Input : size_t {
 };
 
 constexpr OpInput kInputList[kInputs] = {
-    {"query", ElementType::kFloat32, false},      {"key", ElementType::kFloat32, false},
-    {"value", ElementType::kFloat32, false},      {"past_key", ElementType::kFloat32, false},
-    {"past_value", ElementType::kFloat32, false}, {"seqlens_k", ElementType::kInt32, false},
+    {"query", ElementType::kFloat32, false},
+    {"key", ElementType::kFloat32, false},
+    {"value", ElementType::kFloat32, false},
+    {"past_key", ElementType::kFloat32, false},
+    {"past_value", ElementType::kFloat32, false},
+    {"seqlens_k", ElementType::kInt32, false},
     {"total_sequence_length", ElementType::kInt32, false},
-    {"cos_cache", ElementType::kFloat32, true},   {"sin_cache", ElementType::kFloat32, true},
+    {"cos_cache", ElementType::kFloat32, true},
+    {"sin_cache", ElementType::kFloat32, true},
 };
 
 class GroupQueryAttention {
@@ -110,17 +114,16 @@ class GroupQueryAttention {
     }
     const int64_t total = *static_cast<const int32_t*>(total_tensor.data);
     if (total < sequence || (total > past_columns && total != past_columns + sequence)) {
-      call.FailInput(kTotalSequenceLength, "expected " + std::to_string(sequence) + " to " +
-                                               std::to_string(past_columns) + ", or " +
-                                               std::to_string(past_columns + sequence) + ", found " +
-                                               std::to_string(total));
+      call.FailInput(kTotalSequenceLength,
+                     "expected " + std::to_string(sequence) + " to " + std::to_string(past_columns) + ", or " +
+                         std::to_string(past_columns + sequence) + ", found " + std::to_string(total));
     }
     attention->present_columns = std::max(total, past_columns);
 
     call.CheckType(kSeqlensK, lasts, ElementType::kInt32);
     if (lasts.shape.rank < 1 || lasts.shape.CountFrom(0) != attention->batch) {
-      call.FailInput(kSeqlensK, "expected " + std::to_string(attention->batch) + " numbers, found shape " +
-                                    lasts.shape.Text());
+      call.FailInput(kSeqlensK,
+                     "expected " + std::to_string(attention->batch) + " numbers, found shape " + lasts.shape.Text());
     }
     std::vector<int64_t> pasts(static_cast<size_t>(attention->batch));
     for (size_t row = 0; row < pasts.size(); ++row) {

@@ -9,8 +9,8 @@ namespace {
 enum Input : size_t { kBCx, kWeight, kMask, kPastConv, kBias, kInputs };
 
 constexpr OpInput kInputList[kInputs] = {
-    {"BCx", ElementType::kFloat32, false},       {"weight", ElementType::kFloat32, false},
-    {"mask", ElementType::kFloat32, false},      {"past_conv", ElementType::kFloat32, false},
+    {"BCx", ElementType::kFloat32, false},  {"weight", ElementType::kFloat32, false},
+    {"mask", ElementType::kFloat32, false}, {"past_conv", ElementType::kFloat32, false},
     {"bias", ElementType::kFloat32, true},
 };
 
@@ -28,12 +28,12 @@ class GatedShortConv {
     CheckWeight(call, weight.shape);
     const int64_t taps = weight.shape[0], hidden = weight.shape[1];
     if (bcx.shape.rank != 3 || bcx.shape[2] != 3 * hidden) {
-      call.FailInput(kBCx, "expected [batch, sequence, " + std::to_string(3 * hidden) + "], found shape " +
-                               bcx.shape.Text());
+      call.FailInput(kBCx,
+                     "expected [batch, sequence, " + std::to_string(3 * hidden) + "], found shape " + bcx.shape.Text());
     }
     const int64_t batch = bcx.shape[0], sequence = bcx.shape[1];
-    ShortConv conv{batch, sequence, hidden, taps, bcx.Floats(), weight.Floats(), nullptr, nullptr, nullptr, nullptr,
-                   nullptr};
+    ShortConv conv{batch,   sequence, hidden,  taps,    bcx.Floats(), weight.Floats(),
+                   nullptr, nullptr,  nullptr, nullptr, nullptr};
     conv.mask = call.Floats(kMask, {batch, sequence});
     conv.past = call.Floats(kPastConv, {batch, hidden, taps});
     conv.bias = call.FloatsOrNull(kBias, {hidden});

@@ -10,18 +10,12 @@ namespace {
 
 const char* TypeName(ElementType type) {
   switch (type) {
-    case ElementType::kFloat32:
-      return "float32";
-    case ElementType::kUint8:
-      return "uint8";
-    case ElementType::kInt32:
-      return "int32";
-    case ElementType::kInt64:
-      return "int64";
-    case ElementType::kFloat16:
-      return "float16";
-    default:
-      return nullptr;
+    case ElementType::kFloat32: return "float32";
+    case ElementType::kUint8: return "uint8";
+    case ElementType::kInt32: return "int32";
+    case ElementType::kInt64: return "int64";
+    case ElementType::kFloat16: return "float16";
+    default: return nullptr;
   }
 }
 
@@ -42,13 +36,9 @@ Shape::Shape(std::initializer_list<int64_t> list) : rank(list.size()) {
   std::copy(list.begin(), list.end(), dims.begin());
 }
 
-int64_t Shape::CountFrom(size_t axis) const {
-  return Product(dims.data() + axis, dims.data() + rank);
-}
+int64_t Shape::CountFrom(size_t axis) const { return Product(dims.data() + axis, dims.data() + rank); }
 
-int64_t Shape::CountBefore(size_t axis) const {
-  return Product(dims.data(), dims.data() + axis);
-}
+int64_t Shape::CountBefore(size_t axis) const { return Product(dims.data(), dims.data() + axis); }
 
 Shape Shape::WithLast(int64_t size) const {
   Shape shape = *this;
@@ -177,8 +167,8 @@ int64_t NodeInfo::Int(const char* name, int64_t fallback, int64_t least, int64_t
   int64_t value = 0;
   if (!Get(name, &value)) return fallback;
   if (value < least || value > most) {
-    FailAttribute(name, "expected " + std::to_string(least) + " to " + std::to_string(most) + ", found " +
-                            std::to_string(value));
+    FailAttribute(
+        name, "expected " + std::to_string(least) + " to " + std::to_string(most) + ", found " + std::to_string(value));
   }
   return value;
 }

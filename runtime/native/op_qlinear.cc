@@ -13,8 +13,8 @@ namespace {
 enum Input : size_t { kX, kWeight, kScales, kZeroPoints, kBias, kInputs };
 
 constexpr OpInput kInputList[kInputs] = {
-    {"x", ElementType::kFloat32, false},           {"weight", ElementType::kUndefined, false},
-    {"scales", ElementType::kUndefined, true},     {"zero_points", ElementType::kUint8, true},
+    {"x", ElementType::kFloat32, false},       {"weight", ElementType::kUndefined, false},
+    {"scales", ElementType::kUndefined, true}, {"zero_points", ElementType::kUint8, true},
     {"bias", ElementType::kFloat32, true},
 };
 
@@ -38,8 +38,8 @@ class QLinear {
     const Operands operands = constants_ ? *constants_ : Read(call);
     const Tensor x = call.Require(kX);
     if (x.shape.rank == 0 || x.shape.Last() != operands.weights.rows.columns) {
-      call.FailInput(kX, "expected a last axis of " + std::to_string(operands.weights.rows.columns) +
-                             ", found shape " + x.shape.Text());
+      call.FailInput(kX, "expected a last axis of " + std::to_string(operands.weights.rows.columns) + ", found shape " +
+                             x.shape.Text());
     }
     float* y = call.Output(0, x.shape.WithLast(operands.weights.row_count));
     const ScratchLease scratch;

@@ -50,8 +50,8 @@ class SparseMoE {
     const Tensor x = RequireActivations(call, kX, operands.experts.hidden);
     float* y = call.Output(0, x.shape);
     const ScratchLease scratch;
-    SparseFeedForward(operands.experts, operands.router, x.Floats(), x.shape.CountBefore(x.shape.rank - 1), y,
-                      *scratch, call);
+    SparseFeedForward(operands.experts, operands.router, x.Floats(), x.shape.CountBefore(x.shape.rank - 1), y, *scratch,
+                      call);
   }
 
  private:

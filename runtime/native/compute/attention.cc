@@ -184,9 +184,8 @@ void AttendByChunk(const Attention& a, const AttentionKernels& kernels, int64_t 
     return {floats + query_floats, floats + query_floats + rows, floats};
   };
   const auto end_of = [&](int64_t index) { return a.pasts[index / a.kv_heads] + a.sequence; };
-  ForWhereItPays(kv_heads * query_floats > kFewFloats, parallel, kv_heads, [&](int64_t index) {
-    RotateQueries(a, KvHeadAt(a, index), 0, rows, queries + index * query_floats);
-  });
+  ForWhereItPays(kv_heads * query_floats > kFewFloats, parallel, kv_heads,
+                 [&](int64_t index) { RotateQueries(a, KvHeadAt(a, index), 0, rows, queries + index * query_floats); });
   const bool pays = kv_heads * rows * most_columns * a.head_dim > kFewProducts;
   ForWhereItPays(pays, parallel, kv_heads * chunks, [&](int64_t task) {
     const int64_t index = task / chunks, begin = task % chunks * kAttentionChunk, end = end_of(index);

@@ -69,7 +69,7 @@ struct Attention {
   const float* value;       // [batch, sequence, kv_heads * D]
   const float* past_key;    // [batch, kv_heads, past_columns, D]
   const float* past_value;
-  const float* cos;    // [positions, D / 2]; null: no rotation
+  const float* cos;  // [positions, D / 2]; null: no rotation
   const float* sin;
   float* output;       // [batch, sequence, heads * D]
   float* present_key;  // [batch, kv_heads, present_columns, D]; where it is past_key, columns are added in place

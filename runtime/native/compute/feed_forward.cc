@@ -103,10 +103,11 @@ void RunChunks(const FeedForward& network, Chunk* chunks, int64_t count, const f
     });
   };
 
-  for_blocks(RowBlocks(network.gate_up, 2 * width, positions / count), [&](const Chunk& chunk, int64_t begin, int64_t end) {
-    GateUpTask(network, OfExpert(network.gate_up, 2 * width, chunk.expert), begin, end,
-               packed_input + chunk.packed_input, chunk.size, activations + chunk.first * width);
-  });
+  for_blocks(RowBlocks(network.gate_up, 2 * width, positions / count),
+             [&](const Chunk& chunk, int64_t begin, int64_t end) {
+               GateUpTask(network, OfExpert(network.gate_up, 2 * width, chunk.expert), begin, end,
+                          packed_input + chunk.packed_input, chunk.size, activations + chunk.first * width);
+             });
 
   parallel.For(count, [&](int64_t index) {
     const Chunk& chunk = chunks[index];

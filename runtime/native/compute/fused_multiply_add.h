@@ -7,8 +7,8 @@
 
 namespace lfm {
 
-// The product is exact in double. The sum is rounded to odd, so that the rounding to float32 sees on which side of every
-// tie the exact sum lies (double has more than two bits beyond float32, subnormal results included).
+// The product is exact in double. The sum is rounded to odd, so that the rounding to float32 sees on which side of
+// every tie the exact sum lies (double has more than two bits beyond float32, subnormal results included).
 static inline float FusedMultiplyAdd(float a, float b, float c) {
 #if defined(__FMA__) || defined(__aarch64__) || !defined(__MINGW32__)
   return std::fma(a, b, c);

@@ -15,10 +15,10 @@ enum class WeightType { kFloat32, kFloat16, kInt8, kInt4 };
 // padded with the zero point. Zero points are packed like codes, one per block; without them they are 2^(bits-1).
 struct WeightRows {
   WeightType type;
-  int64_t columns;     // K
-  int block_size;      // 32, 64 or 128; 0 for float types
-  int64_t blocks;      // ceil(K / block_size); 0 for float types
-  const void* data;    // row r starts at data + r * row_bytes
+  int64_t columns;   // K
+  int block_size;    // 32, 64 or 128; 0 for float types
+  int64_t blocks;    // ceil(K / block_size); 0 for float types
+  const void* data;  // row r starts at data + r * row_bytes
   int64_t row_bytes;
   const void* scales;  // [N, blocks]; null for float types
   bool scales_are_float16;

@@ -110,8 +110,8 @@ float DotInTileOrder(const WeightRows& weights, int64_t row, const float* scales
   float sum = 0;
   for (int64_t block = 0; block < weights.blocks; ++block) {
     const int64_t begin = block * weights.block_size;
-    const int32_t dot = IntegerDot(weights, row_codes, ZeroPoint(weights, row, block), codes, begin,
-                                   begin + weights.block_size);
+    const int32_t dot =
+        IntegerDot(weights, row_codes, ZeroPoint(weights, row, block), codes, begin, begin + weights.block_size);
     sum = FusedMultiplyAdd(static_cast<float>(dot), Scale(weights, row, block) * scales[block], sum);
   }
   return sum;

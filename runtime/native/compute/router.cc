@@ -24,8 +24,8 @@ void Route(const RoutingRule& rule, const float* logits, const float* bias, floa
   for (int64_t j = 0; j < rule.top_k; ++j) {
     int32_t best = kNone;
     for (int32_t e = 0; e < rule.experts; ++e) {
-      if (previous != kNone && (Before(scores[e], scores[previous]) ||
-                                (!Before(scores[previous], scores[e]) && e <= previous))) {
+      if (previous != kNone &&
+          (Before(scores[e], scores[previous]) || (!Before(scores[previous], scores[e]) && e <= previous))) {
         continue;
       }
       if (best == kNone || Before(scores[e], scores[best])) best = e;

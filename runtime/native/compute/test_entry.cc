@@ -1,8 +1,8 @@
 // C entry points to each kernel table for tests: a library of its own, never part of the shipped one.
 #include <string>
 
-#include "isa_dispatch.h"
 #include "elementwise.h"
+#include "isa_dispatch.h"
 
 #if defined(_WIN32)
 #define LFM_TEST_EXPORT extern "C" __declspec(dllexport)

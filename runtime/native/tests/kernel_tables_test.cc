@@ -173,9 +173,7 @@ std::vector<float> Products(const KernelTable& table, const Matrix& matrix, Acti
   return y;
 }
 
-bool SameBits(float a, float b) {
-  return std::memcmp(&a, &b, sizeof(a)) == 0 || (std::isnan(a) && std::isnan(b));
-}
+bool SameBits(float a, float b) { return std::memcmp(&a, &b, sizeof(a)) == 0 || (std::isnan(a) && std::isnan(b)); }
 
 int64_t CompareTables(int64_t cases) {
   const char* const type_names[] = {"float32", "float16", "int8", "int4"};
@@ -196,13 +194,14 @@ int64_t CompareTables(int64_t cases) {
       const std::vector<float> y = Products(table, *matrix, activation, x, x_stride, tokens, split);
       for (size_t j = 0; j < y.size(); ++j) {
         if (SameBits(y[j], expected[j])) continue;
-        std::printf("FAIL: %s, case %lld: %s weights, block %d, %s scales, zero points %d, %s activations, K %lld, "
-                    "rows %lld, tokens %lld: output %zu is %.9g, scalar gives %.9g\n",
-                    name.c_str(), static_cast<long long>(i), type_names[static_cast<int>(type)], block_size,
-                    half_scales ? "float16" : "float32", zero_points,
-                    activation == ActivationType::kFloat32 ? "float32" : "int8",
-                    static_cast<long long>(matrix->view.columns), static_cast<long long>(matrix->rows),
-                    static_cast<long long>(tokens), j, static_cast<double>(y[j]), static_cast<double>(expected[j]));
+        std::printf(
+            "FAIL: %s, case %lld: %s weights, block %d, %s scales, zero points %d, %s activations, K %lld, "
+            "rows %lld, tokens %lld: output %zu is %.9g, scalar gives %.9g\n",
+            name.c_str(), static_cast<long long>(i), type_names[static_cast<int>(type)], block_size,
+            half_scales ? "float16" : "float32", zero_points,
+            activation == ActivationType::kFloat32 ? "float32" : "int8", static_cast<long long>(matrix->view.columns),
+            static_cast<long long>(matrix->rows), static_cast<long long>(tokens), j, static_cast<double>(y[j]),
+            static_cast<double>(expected[j]));
         std::exit(1);
       }
       compared += static_cast<int64_t>(y.size());

@@ -252,7 +252,7 @@ std::string Failure(const Runtime& runtime, const Case& test) {
   }
   if (!test.error.empty()) return "no error, expected one with: " + test.error;
   for (size_t i = 0; i < found.size(); ++i) {
-    const std::string difference = Difference(found[i], test.expected[i], test.tolerance);
+    std::string difference = Difference(found[i], test.expected[i], test.tolerance);
     if (!difference.empty()) return difference;
     if (!test.is_exact) continue;
     const std::string& bits = test.exact[i].bytes;

@@ -152,8 +152,7 @@ void TablesEqualScalar(Random& random) {
         if (round % 4 == 3) x[random.Below(tokens * columns)] = 1e-39f;
         const int64_t begin = random.Below(row_count);
         for (const ActivationType activation : {ActivationType::kInt8PerBlock, ActivationType::kFloat32}) {
-          const auto expected =
-              Product(*ScalarKernels(), matrix.rows, activation, begin, row_count, x.get(), tokens);
+          const auto expected = Product(*ScalarKernels(), matrix.rows, activation, begin, row_count, x.get(), tokens);
           const auto found = Product(table, matrix.rows, activation, begin, row_count, x.get(), tokens);
           Expect(Same(expected.data(), found.data(), static_cast<int64_t>(expected.size())),
                  name + " equals scalar: type " + std::to_string(static_cast<int>(type)) + ", columns " +
@@ -186,8 +185,8 @@ std::unique_ptr<Experts> RandomExperts(Random& random, int64_t count, int64_t to
   router.weight.row_bytes = hidden * 4;
   router.bias = bias.get();
   router.rule = {count, top_k, true, 1.5f};
-  return std::unique_ptr<Experts>(new Experts{std::move(gate_up), std::move(down), std::move(router_weight),
-                                              std::move(bias), network, router});
+  return std::unique_ptr<Experts>(
+      new Experts{std::move(gate_up), std::move(down), std::move(router_weight), std::move(bias), network, router});
 }
 
 void ResultsDoNotDependOnThreads(Random& random) {
@@ -316,10 +315,10 @@ void AttentionStaysInBounds(Random& random) {
             std::unique_ptr<float[]> output(new float[static_cast<size_t>(sequence * heads * d)]),
                 keys(new float[static_cast<size_t>(kv_heads * columns * d)]),
                 values(new float[static_cast<size_t>(kv_heads * columns * d)]);
-            const Attention attention = {1,           sequence,         heads,          kv_heads,         d,
-                                         0.1f,        &past,            past,           columns,          query.get(),
-                                         key.get(),   value.get(),      past_key.get(), past_value.get(), cos.get(),
-                                         sin.get(),   output.get(),     keys.get(),     values.get()};
+            const Attention attention = {1,         sequence,     heads,          kv_heads,         d,
+                                         0.1f,      &past,        past,           columns,          query.get(),
+                                         key.get(), value.get(),  past_key.get(), past_value.get(), cos.get(),
+                                         sin.get(), output.get(), keys.get(),     values.get()};
             RunAttention(attention, AttentionKernelsBeside(name.c_str()), threads);
             if (expected.empty()) expected.assign(output.get(), output.get() + sequence * heads * d);
             Expect(Same(output.get(), expected.data(), sequence * heads * d), "attention is the same with " + name);

@@ -14,8 +14,8 @@ constexpr int kAmxColumns = 512;
 constexpr int kAmxBlocks = kAmxColumns / 32;
 
 struct alignas(64) AmxWeights {
-  int8_t codes[kAmxRows * kAmxColumns];       // [columns / step][16 rows][step], step = AmxStep<block_size>
-  float scales[kAmxRows * kAmxBlocks];        // [row][block]
+  int8_t codes[kAmxRows * kAmxColumns];        // [columns / step][16 rows][step], step = AmxStep<block_size>
+  float scales[kAmxRows * kAmxBlocks];         // [row][block]
   int32_t zero_points[kAmxRows * kAmxBlocks];  // [row][block], minus 128; for int8 with zero points alone
 };
 
@@ -28,10 +28,10 @@ template <int kBits>
 LFM_INLINE __m512i LoadAmxCodes(const uint8_t* source, bool only32) {
   if (kBits == 8) return _mm512_maskz_loadu_epi64(only32 ? 0x0f : 0xff, source);
   const __m256i bytes = _mm256_maskz_loadu_epi64(only32 ? 0x3 : 0xf, source);
-  const __m512i twice = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 1, 0, 1, 2, 3, 2, 3),
-                                                 _mm512_castsi256_si512(bytes));
-  const __m512i shifts = _mm512_setr_epi64(0, 0, 0x0004000400040004, 0x0004000400040004, 0, 0, 0x0004000400040004,
-                                           0x0004000400040004);
+  const __m512i twice =
+      _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 1, 0, 1, 2, 3, 2, 3), _mm512_castsi256_si512(bytes));
+  const __m512i shifts =
+      _mm512_setr_epi64(0, 0, 0x0004000400040004, 0x0004000400040004, 0, 0, 0x0004000400040004, 0x0004000400040004);
   return _mm512_and_si512(_mm512_srlv_epi16(twice, shifts), _mm512_set1_epi8(15));
 }
 
@@ -64,8 +64,8 @@ LFM_INLINE void UnpackAmxCodes(const RowPointers& row, int64_t first_block, int 
 
 LFM_INLINE void UnpackAmxScales(const uint8_t* source, bool half, int blocks, float* target) {
   const __mmask16 mask = static_cast<__mmask16>((1u << blocks) - 1);
-  _mm512_store_ps(target, half ? _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, source))
-                               : _mm512_maskz_loadu_ps(mask, source));
+  _mm512_store_ps(target,
+                  half ? _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, source)) : _mm512_maskz_loadu_ps(mask, source));
 }
 
 LFM_INLINE void UnpackAmxZeroPoints(const uint8_t* source, int blocks, int32_t* target) {
@@ -83,8 +83,8 @@ void UnpackAmx(const WeightRows& weights, int64_t row, int rows, int64_t first_b
   const int code_bytes = blocks * kBlock * kBits / 8;
   for (int r = 0; r < kAmxRows; ++r) {
     const RowPointers at = RowAt(weights, r < rows ? row + r : row);
-    const uint8_t* next = last ? at.codes + next_rows * weights.row_bytes
-                               : at.codes + first_block * kBlock * kBits / 8 + code_bytes;
+    const uint8_t* next =
+        last ? at.codes + next_rows * weights.row_bytes : at.codes + first_block * kBlock * kBits / 8 + code_bytes;
     for (int i = 0; i < code_bytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(next + i), _MM_HINT_T1);
     UnpackAmxCodes<kBits, kBlock>(at, first_block, blocks * kBlock, target->codes + r * AmxStep<kBlock>);
     UnpackAmxScales(at.scales + first_block * scale_bytes, weights.scales_are_float16, blocks,

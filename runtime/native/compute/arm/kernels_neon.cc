@@ -8,8 +8,8 @@ namespace {
 struct NeonDot : TokenMajorTile {
   // 16-bit sums hold 4 products of codes 0..15 with activations up to 127, or 2 of codes -128..127.
   static LFM_INLINE int32x4_t Sums8(int32x4_t start, const PartCodes& w, const PartCodes& a) {
-    const int16x8_t low = vmlal_s8(vmull_s8(vget_low_s8(w.first), vget_low_s8(a.first)), vget_low_s8(w.second),
-                                   vget_low_s8(a.second));
+    const int16x8_t low =
+        vmlal_s8(vmull_s8(vget_low_s8(w.first), vget_low_s8(a.first)), vget_low_s8(w.second), vget_low_s8(a.second));
     const int16x8_t high = vmlal_high_s8(vmull_high_s8(w.first, a.first), w.second, a.second);
     return vpadalq_s16(start, vpaddq_s16(low, high));
   }

@@ -165,8 +165,7 @@ void PackTiles(const WeightRows& weights, const float* x, int64_t x_stride, int6
   for (int64_t t = 0; t < Quads(tokens) * kQuad; ++t) {
     uint8_t* quad = packed + t / kQuad * QuadBytes(weights);
     for (int64_t b = 0; b < weights.blocks; ++b) {
-      const float* block =
-          t < tokens ? BlockElements(x + t * x_stride, weights.columns, b * size, size, copy) : zeros;
+      const float* block = t < tokens ? BlockElements(x + t * x_stride, weights.columns, b * size, size, copy) : zeros;
       StoreTileBlock<Dot, kBits>(block, size, static_cast<int>(t % kQuad), quad + b * TileBlockBytes(size));
     }
   }

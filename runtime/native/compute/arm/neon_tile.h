@@ -6,7 +6,7 @@
 namespace lfm {
 namespace {
 
-constexpr int kMaxTileQuads = 2;  // 8 tokens: 8 accumulators, 8 sums, 8 vectors of weights of 32 registers
+constexpr int kMaxTileQuads = 2;   // 8 tokens: 8 accumulators, 8 sums, 8 vectors of weights of 32 registers
 constexpr int kTileRowBlock = 64;  // rows that meet all tokens before the next rows do: about 72 KB of int4 at K = 2048
 
 // One value of each of the four rows, in a vector.

@@ -100,9 +100,8 @@ float32x2_t MultiplyVector(const RowPointers (&two_rows)[kVectorRows], int64_t b
   if (block < blocks) {
     GroupCopy copies[kVectorRows];
     RowPointers copied[kVectorRows];
-    ForEach<kVectorRows>([&](auto r) LFM_INLINE_LAMBDA {
-      copied[r] = CopyPartialGroup<Format>(rows[r], block, blocks, &copies[r]);
-    });
+    ForEach<kVectorRows>(
+        [&](auto r) LFM_INLINE_LAMBDA { copied[r] = CopyPartialGroup<Format>(rows[r], block, blocks, &copies[r]); });
     AddGroup<Dot, Format>(copied, 0, token, lanes);
   }
   return SumLanesOfRows(lanes[0], lanes[1]);

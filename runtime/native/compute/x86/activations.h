@@ -104,8 +104,8 @@ LFM_INLINE __m256i CodesOf32(const float* x, float inverse) {
   const __m256i low = _mm256_packs_epi32(RoundedCodes8(x, inverses), RoundedCodes8(x + 8, inverses));
   const __m256i high = _mm256_packs_epi32(RoundedCodes8(x + 16, inverses), RoundedCodes8(x + 24, inverses));
   // The packs work in 128-bit halves and leave dwords of elements 0, 8, 16, 24, 4, 12, 20, 28.
-  const __m256i codes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high),
-                                                    _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+  const __m256i codes =
+      _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
   if (kBits == 8) return codes;
   return _mm256_shuffle_epi8(codes, _mm256_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15, 0, 2, 4, 6,
                                                      1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15));
@@ -246,8 +246,8 @@ struct BlockScales {
 LFM_INLINE void ScalesOfMagnitudes(__m256i bits, BlockScales* out) {
   const __m256 largest = _mm256_castsi256_ps(bits), most = _mm256_set1_ps(127.0f);
   const __m256i not_finite = _mm256_cmpgt_epi32(bits, _mm256_set1_epi32(0x7f7fffff));
-  const __m256 usable = _mm256_andnot_ps(_mm256_castsi256_ps(not_finite),
-                                         _mm256_cmp_ps(largest, _mm256_set1_ps(0x1p-120f), _CMP_GE_OQ));
+  const __m256 usable =
+      _mm256_andnot_ps(_mm256_castsi256_ps(not_finite), _mm256_cmp_ps(largest, _mm256_set1_ps(0x1p-120f), _CMP_GE_OQ));
   const __m256 nan = _mm256_set1_ps(std::numeric_limits<float>::quiet_NaN());
   out->scales = _mm256_blendv_ps(_mm256_div_ps(largest, most), nan, _mm256_castsi256_ps(not_finite));
   _mm256_storeu_ps(out->inverses, _mm256_and_ps(_mm256_div_ps(most, largest), usable));

@@ -17,9 +17,7 @@ struct Lanes {
   static LFM_INLINE Lanes MultiplyAdd(Lanes a, Lanes b, Lanes c) {
     return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
   }
-  static LFM_INLINE Lanes Add(Lanes a, Lanes b) {
-    return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)};
-  }
+  static LFM_INLINE Lanes Add(Lanes a, Lanes b) { return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
   static LFM_INLINE Lanes Subtract(Lanes a, Lanes b) {
     return {_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)};
   }

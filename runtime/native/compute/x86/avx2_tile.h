@@ -238,8 +238,8 @@ void MultiplyTiles256(const WeightRows& weights, int64_t row_begin, int64_t row_
       for (int g = 0; g < groups; ++g) {
         const RowPointers at = RowAt(weights, row + g * 8);
         const int left = rows - g * 8 < 8 ? rows - g * 8 : 8;
-        UnpackCodes256<kBits>({at.codes + block * block_size * kBits / 8, weights.row_bytes, left},
-                              blocks * block_size, groups, tile.codes + g * 32);
+        UnpackCodes256<kBits>({at.codes + block * block_size * kBits / 8, weights.row_bytes, left}, blocks * block_size,
+                              groups, tile.codes + g * 32);
         UnpackScales256({at.scales + block * scale_bytes, weights.blocks * scale_bytes, left},
                         weights.scales_are_float16, blocks, groups, tile.scales + g * 8);
         if (with_zero_points) {

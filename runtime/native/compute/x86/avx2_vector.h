@@ -70,8 +70,7 @@ LFM_INLINE void AddGroup256(const RowPointers (&rows)[kRows], int64_t group, con
                             int64_t token_bytes, __m256 (&sums)[kTokens][kRows][2]) {
   constexpr int kCodeBytes = Format::kBits == 4 ? 128 : 64;
   constexpr bool kCorrected = Format::kBits == 4 || Format::kZeroPoints;
-  const int64_t scale_offset =
-      Format::kBlockGroups == 1 ? group * Format::kGroupBlocks : group / Format::kBlockGroups;
+  const int64_t scale_offset = Format::kBlockGroups == 1 ? group * Format::kGroupBlocks : group / Format::kBlockGroups;
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2

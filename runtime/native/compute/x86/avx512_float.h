@@ -43,8 +43,7 @@ LFM_INLINE __m512 Weights16(const uint8_t* codes, int64_t k, __mmask16 mask, con
     const __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + k)));
     return _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(wide, values.zero_point)), values.table_or_scale);
   } else {
-    const __m512i dwords =
-        _mm512_castsi128_si512(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes + k / 2)));
+    const __m512i dwords = _mm512_castsi128_si512(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes + k / 2)));
     const __m512i spread =
         _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1), dwords);
     const __m512i shifts = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);

@@ -62,8 +62,8 @@ LFM_INLINE void TransposeWholeDwords(const uint8_t* first, int64_t stride, __m51
   __m512i lines[4];
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
-    lines[i] = FourLanes(load(first + i * stride), load(row4 + i * stride), load(row8 + i * stride),
-                         load(row12 + i * stride));
+    lines[i] =
+        FourLanes(load(first + i * stride), load(row4 + i * stride), load(row8 + i * stride), load(row12 + i * stride));
   }
   TransposeLines(lines, dwords);
 }
@@ -150,8 +150,7 @@ void AddTile512(const TileWeights512& weights, int blocks, int block_size, const
   for (int t = 0; t < kTokens; ++t) {
 #pragma GCC unroll 2
     for (int g = 0; g < kGroups; ++g) {
-      sums[t][g] =
-          target.from_zero ? _mm512_setzero_ps() : _mm512_loadu_ps(target.from + t * kTileRows512 + g * 16);
+      sums[t][g] = target.from_zero ? _mm512_setzero_ps() : _mm512_loadu_ps(target.from + t * kTileRows512 + g * 16);
     }
   }
   const uint8_t* codes = weights.codes;

@@ -50,10 +50,9 @@ LFM_INLINE __m512i LaneZeroPoints512(const uint8_t* zero_points, int64_t group) 
     const uint8_t* source = zero_points + group * kBytes;
     const int packed = kBytes == 2 ? LoadUnaligned<uint16_t>(source) : *source;
     constexpr int kShift = Format::kBits;
-    const __m512i shifts =
-        kBlocks == 2 ? _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, kShift, kShift, kShift, kShift, kShift, kShift, kShift,
-                                         kShift)
-                     : _mm512_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12);
+    const __m512i shifts = kBlocks == 2 ? _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, kShift, kShift, kShift, kShift,
+                                                            kShift, kShift, kShift, kShift)
+                                        : _mm512_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12);
     return _mm512_and_si512(_mm512_srlv_epi32(_mm512_set1_epi32(packed), shifts),
                             _mm512_set1_epi32((1 << Format::kBits) - 1));
   }
@@ -65,8 +64,7 @@ LFM_INLINE void AddGroup512(const RowPointers (&rows)[kRows], int64_t group, con
                             int64_t token_bytes, __m512 (&sums)[kTokens][kRows]) {
   constexpr int kCodeBytes = Format::kBits == 4 ? 128 : 64;
   const __m512i nibble = _mm512_set1_epi8(15);
-  const int64_t scale_offset =
-      Format::kBlockGroups == 1 ? group * Format::kGroupBlocks : group / Format::kBlockGroups;
+  const int64_t scale_offset = Format::kBlockGroups == 1 ? group * Format::kGroupBlocks : group / Format::kBlockGroups;
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
     const __m512i codes = _mm512_loadu_si512(rows[r].codes + group * Format::kGroupBytes);

@@ -103,9 +103,7 @@ LFM_INLINE RowPointers CopyPartialGroup(const RowPointers& row, int64_t group, i
 // this far ahead (or four rows, whichever is more).
 constexpr int64_t kPrefetchBytes = 8192;
 
-LFM_INLINE void Prefetch(const uint8_t* address) {
-  _mm_prefetch(reinterpret_cast<const char*>(address), _MM_HINT_T0);
-}
+LFM_INLINE void Prefetch(const uint8_t* address) { _mm_prefetch(reinterpret_cast<const char*>(address), _MM_HINT_T0); }
 
 template <int kBytes>
 LFM_INLINE void PrefetchRange(const uint8_t* address) {
