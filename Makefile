@@ -8,11 +8,19 @@ OLDEST := .onnxruntime-$(OLDEST_VERSION)
 QNN_VERSION := 2.7.0
 QNN := .onnxruntime-qnn-$(QNN_VERSION)
 NPU_TESTS := tests/export/npu tests/runtime/npu tests/mobile_bridge tests/hardware tests/cli/test_npu_command.py
-BIN = bin
+ifeq ($(OS),Windows_NT)
+BIN := Scripts
+else
+BIN := bin
+endif
 # Torch is installed before the rest so that its CPU build is the one that the other packages find.
 TORCH := torch==2.13.0
 
-.PHONY: demo test test-oldest-runtime test-npu test-npu-long npu-full-model test-arm64 test-windows lint clean sample
+NATIVE_SOURCES := $(wildcard $(foreach name,* */* */*/*,runtime/native/$(name).cc runtime/native/$(name).h) \
+	benchmarks/kernels/*.cc benchmarks/kernels/*.h)
+
+.PHONY: demo test test-oldest-runtime test-npu test-npu-long npu-full-model test-arm64 test-windows lint lint-python
+.PHONY: lint-native hooks lock wheel clean sample
 
 demo: $(DEMO_VENV)/installed
 	rm -rf $(DEMO_OUT)
@@ -56,11 +64,29 @@ test-arm64: $(TEST_VENV)/installed
 test-windows: $(TEST_VENV)/installed
 	PYTHON=$(TEST_VENV)/$(BIN)/python tests/runtime/native/targets/windows.sh
 
-lint: $(TEST_VENV)/installed
+lint: lint-python lint-native
+
+lint-python: $(TEST_VENV)/installed
 	$(TEST_VENV)/$(BIN)/ruff check .
 	$(TEST_VENV)/$(BIN)/ruff format --check .
 	rm -rf .lint && mkdir -p .lint && ln -s .. .lint/lfm_onnx
 	MYPYPATH=.lint $(TEST_VENV)/$(BIN)/mypy -p lfm_onnx
+
+lint-native: build/native-linted
+
+# Again where a source has changed since.
+build/native-linted: $(TEST_VENV)/installed $(NATIVE_SOURCES) .clang-format .clang-tidy \
+		runtime/native/compute/isa_sources.txt runtime/native/lint.sh
+	BIN=$(CURDIR)/$(TEST_VENV)/$(BIN) runtime/native/lint.sh
+	mkdir -p build && touch $@
+
+# The linters before each commit, on what it touches.
+hooks: $(TEST_VENV)/installed
+	$(TEST_VENV)/$(BIN)/pre-commit install
+
+# The wheel of this platform in dist/; it serves every Python.
+wheel: $(DEMO_VENV)/installed
+	LFM_ONNX_BUILD_NATIVE=1 $(DEMO_VENV)/$(BIN)/python -m pip wheel -q --disable-pip-version-check --no-deps -w dist .
 
 # Retrains samples/tiny_lfm from its seed.
 sample: $(TEST_VENV)/installed

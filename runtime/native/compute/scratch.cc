@@ -25,7 +25,7 @@ class IdleScratch {
     for (auto& slot : slots_) {
       Scratch* empty = nullptr;
       if (slot.compare_exchange_strong(empty, scratch.get(), std::memory_order_release, std::memory_order_relaxed)) {
-        scratch.release();
+        static_cast<void>(scratch.release());  // the slot owns it now
         return;
       }
     }
