@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..reporting.byte_size import byte_size
 from .progress import say
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def compile_command(
         click.echo(json.dumps({"parts": [describe(record) for record in records]}))
         return
     seconds, size = sum(r.seconds for r in records), sum(sum(r.files.values()) for r in records)
-    click.echo(f"{len(records)} parts, {size / 1e6:.1f} MB in {folder / 'compiled'}, {seconds:.0f} s of compiling")
+    click.echo(f"{len(records)} parts, {byte_size(size)} in {folder / 'compiled'}, {seconds:.0f} s of compiling")
 
 
 def _print_plan(plan: Sequence[PartToCompile]) -> None:
@@ -89,8 +90,8 @@ def _print_plan(plan: Sequence[PartToCompile]) -> None:
             item.build,
             " + ".join(filter(None, [layers, "head" if item.head else ""])),
             str(len(item.graphs)),
-            f"{item.weight_bytes / 1e6:.0f} MB",
-            f"{item.expected_memory_bytes / 1e9:.1f} GB",
+            byte_size(item.weight_bytes),
+            byte_size(item.expected_memory_bytes),
             f"{item.expected_seconds:.0f} s",
             "done" if item.done else "",
         )

@@ -12,8 +12,8 @@ import click
 from .. import __version__
 from ..hardware.cores import usable_processors
 from ..hardware.memory import available_memory_bytes, total_memory_bytes
+from ..reporting.byte_size import byte_size
 from ..runtime.native_library import native_status
-from .inspection_tables import bytes_text
 
 _PACKAGES = ("onnxruntime", "onnx", "numpy", "onnxruntime-genai", "onnxruntime-qnn", "transformers", "torch")
 
@@ -99,4 +99,4 @@ def _providers() -> list[str]:
 def _memory_text(total: int | None, available: int | None) -> str:
     if total is None:
         return "unknown"
-    return bytes_text(total) + (f", {bytes_text(available)} free" if available is not None else "")
+    return byte_size(total) + (f", {byte_size(available)} free" if available is not None else "")

@@ -15,6 +15,7 @@ from click.core import ParameterSource
 from ..checkpoint.checkpoint import Checkpoint
 from ..errors import InputError
 from ..export.export_request import ExportRequest, run_export
+from ..reporting.byte_size import byte_size
 from .export_console import print_result
 from .export_options import ContextLengths, Size, export_options
 from .interrupt import end_like_an_interrupt
@@ -193,7 +194,7 @@ def _require_compiler(plan: NpuPlan) -> None:
     available = available_memory_bytes()
     if available is not None and plan.compile_memory > available:
         click.echo(
-            f"note: compiling will take about {plan.compile_memory / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB "
+            f"note: compiling will take about {byte_size(plan.compile_memory)} of memory, {byte_size(available)} "
             "are free; --memory-budget makes smaller parts",
             err=True,
         )
@@ -214,12 +215,12 @@ def _text(plan: NpuPlan, result: dict[str, Any]) -> str:
     verb = "would write" if result.get("dry_run") else "wrote"
     lines = [f"{verb} {npu_plan_line(plan)}", *npu_plan_table(plan)]
     if "seconds" in result:
-        lines.append(f"{result['bytes'] / 1e6:.1f} MB in {result['seconds']:.1f} s")
+        lines.append(f"{byte_size(result['bytes'])} in {result['seconds']:.1f} s")
     if "compiled" in result:
         folder, compiled = plan.output / "compiled", result["compiled"]
         names = ", ".join(dict.fromkeys(record["soc"] for record in compiled))
         size, seconds = sum(r["bytes"] for r in compiled), sum(r["seconds"] for r in compiled)
-        lines.append(f"compiled for {names} in {folder}: {size / 1e6:.1f} MB in {seconds:.1f} s")
+        lines.append(f"compiled for {names} in {folder}: {byte_size(size)} in {seconds:.1f} s")
     else:
         lines.append(f"next: {result['compile_command']}    (compile --list-socs: the chips)")
     return "\n".join(lines)

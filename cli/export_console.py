@@ -8,6 +8,7 @@ import sys
 import click
 
 from ..export.export_request import Exported
+from ..reporting.byte_size import byte_size
 
 
 def print_result(exported: Exported, *, as_json: bool) -> None:
@@ -21,8 +22,8 @@ def _text(exported: Exported) -> str:
     state = sum(result["state_bytes"].values())
     lines = [
         f"{'would write' if result.get('dry_run') else 'wrote'} {result['output']}: {result['precision']}, "
-        f"{result['ops']} ops, {result['data_bytes'] / 1e6:.1f} MB of weights in {len(result['data_files'])} file(s)",
-        f"context {result['context_length']} tokens, {state / 1e6:.1f} MB of state at that length",
+        f"{result['ops']} ops, {byte_size(result['data_bytes'])} of weights in {len(result['data_files'])} file(s)",
+        f"context {result['context_length']} tokens, {byte_size(state)} of state at that length",
         *_quantization_lines(exported),
     ]
     if "seconds" in result:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from ..reporting.byte_size import byte_size
 from ..runtime.inspection import Inspection
 
 
@@ -17,8 +18,8 @@ def print_inspection(inspection: Inspection, console: Console | None = None) -> 
         markup=False,
     )
     console.print(
-        f"{inspection.parameters:,} parameters, {bytes_text(inspection.bytes_on_disk)} on disk, "
-        f"{bytes_text(inspection.touched_bytes_per_token)} read per decoded token"
+        f"{inspection.parameters:,} parameters, {byte_size(inspection.bytes_on_disk)} on disk, "
+        f"{byte_size(inspection.touched_bytes_per_token)} read per decoded token"
     )
     weights = Table()
     weights.add_column("weights", no_wrap=True)
@@ -27,14 +28,14 @@ def print_inspection(inspection: Inspection, console: Console | None = None) -> 
         weights.add_column(heading, justify="right")
     for item in inspection.tensor_classes:
         weights.add_row(
-            item.name, ", ".join(item.dtypes), str(item.tensors), f"{item.elements:,}", bytes_text(item.bytes),
-            bytes_text(item.touched_bytes),
+            item.name, ", ".join(item.dtypes), str(item.tensors), f"{item.elements:,}", byte_size(item.bytes),
+            byte_size(item.touched_bytes),
         )  # fmt: skip
     console.print(weights)
     state = Table("context, tokens")
     state.add_column("state", justify="right")
     for length, size in inspection.state_bytes.items():
-        state.add_row(f"{length:,}", bytes_text(size))
+        state.add_row(f"{length:,}", byte_size(size))
     console.print(state)
     operators = Table("operator", "domain")
     operators.add_column("count", justify="right")
@@ -50,11 +51,3 @@ def print_inspection(inspection: Inspection, console: Console | None = None) -> 
         for value in group:
             values.add_row(f"{role}  {value.name}", value.dtype, " x ".join(map(str, value.shape)) or "scalar")
     console.print(values)
-
-
-def bytes_text(size: int) -> str:
-    """A size with a unit that keeps it readable: 1.5 GB is 1.5e9 bytes."""
-    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if size >= scale:
-            return f"{size / scale:.2f} {unit}"
-    return f"{size} B"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..export.npu_request import NpuPlan
+from ..reporting.byte_size import byte_size
 
 
 def npu_plan_line(plan: NpuPlan) -> str:
@@ -24,22 +25,18 @@ def npu_plan_table(plan: NpuPlan) -> list[str]:
             row(
                 f"part{part.index}",
                 " + ".join(filter(None, [layers, "head" if part.head else ""])),
-                *(_size(size) for size in (part.weight_bytes["prefill"], part.weight_bytes["decode"])),
-                _size(part.token_bytes),
-                _size(part.compile_memory),
+                *(byte_size(size) for size in (part.weight_bytes["prefill"], part.weight_bytes["decode"])),
+                byte_size(part.token_bytes),
+                byte_size(part.compile_memory),
                 f"{part.compile_seconds:.0f} s",
             )
         )
     return [
         *lines,
-        f"{_size(plan.token_bytes)} of weights read a token, {_size(plan.binary_bytes)} of binaries for one chip; "
-        f"compiling is expected to take {_size(plan.compile_memory)} of memory and "
+        f"{byte_size(plan.token_bytes)} of weights read a token, {byte_size(plan.binary_bytes)} of binaries for one "
+        f"chip; compiling is expected to take {byte_size(plan.compile_memory)} of memory and "
         f"{_duration(plan.compile_seconds)} on two cores",
     ]
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _duration(seconds: float) -> str:

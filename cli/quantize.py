@@ -38,7 +38,7 @@ def quantize(artifact: Path, variant: str | None, report: Path | None, **options
     exported = run_export(source, request, say, export_bytes)
     if report is not None and exported.plan.quantization is not None and not request.dry_run:
         from ..export.quality_report import quality_report
-        from ..quantize.report.contents import write_report
+        from ..quantize.report.document import write_report
 
         write_report(report, quality_report(exported, say))
         say(f"wrote {report}")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..artifact.artifact import MANIFEST_NAME
 from ..errors import OutputError
+from ..reporting.byte_size import byte_size
 from ..strict_json import parse_json
 from .journal import JOURNAL, NEW_JOURNAL, has_journal
 
@@ -89,6 +90,6 @@ def check_space(target: Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise OutputError(
-            f"not enough space for {target}: {needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free; "
+            f"not enough space for {target}: {byte_size(needed)} are needed, {byte_size(free)} are free; "
             "free some or choose another disk"
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..artifact.formats import BlockFormat
 from ..artifact.method import Method
+from ..hardware.memory import peak_rss_bytes
 from ..quantize.choice import HeldOutText
 from ..quantize.quantization import Quantization
 from ..quantize.report.contents import ExpertUsage, Promise, QuantizationReport, TensorResult, VariantResult
@@ -51,6 +52,7 @@ def quality_report(exported: Exported, progress: Progress) -> QuantizationReport
         calibration_tokens=sum(map(len, quantization.sequences or ())) if recipe.calibration is not None else 0,
         measured_tokens=0 if text is None else len(text.original),
         seconds=exported.seconds,
+        peak_memory_bytes=peak_rss_bytes(),
     )
 
 

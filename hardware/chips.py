@@ -14,7 +14,7 @@ class Chip:
 
     name: as ``--soc`` takes it. soc_model, htp_arch: numbers of Qualcomm's compiler; a context binary runs on chips of
     its own ``htp_arch``. memory_bandwidth: bytes per second of the fastest memory that the chip takes. kind:
-    "phone" or "pc". tested: whether graphs of LFM2 and LFM2-MoE were compiled for this pair of numbers.
+    "phone" or "pc".
     """
 
     name: str
@@ -23,7 +23,6 @@ class Chip:
     htp_arch: int
     memory_bandwidth: float
     kind: str = "phone"
-    tested: bool = True
 
     @property
     def provider_options(self) -> dict[str, str]:

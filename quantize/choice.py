@@ -10,6 +10,7 @@ from ..artifact.method import Method
 from ..artifact.precision import Precision
 from ..errors import InputError, PromiseError
 from ..reference.weights import ConvertedWeights, Weights
+from ..reporting.byte_size import byte_size
 from .budget import (
     Upgrade,
     apply,
@@ -94,7 +95,7 @@ def choose_formats(
     formats, measured = search.as_good_as(max_kld, held_out or HeldOutText(quantization))
     if budget is not None and (needed := weight_bytes(formats)) > budget:
         raise PromiseError(
-            f"--max-kld {max_kld:g} takes {_size(needed)} of weights, more than the budget of {_size(budget)}: "
+            f"--max-kld {max_kld:g} takes {byte_size(needed)} of weights, more than the budget of {byte_size(budget)}: "
             "allow more of the one or of the other"
         )
     choice = Choice(budget, max_kld, float(f"{measured.kld:.6g}"), measured.tokens)
@@ -104,10 +105,6 @@ def choose_formats(
 def _with_choice(quantization: Quantization, formats: Formats, choice: Choice) -> Quantization:
     chosen = quantization.with_formats(formats)
     return replace(chosen, recipe=replace(chosen.recipe, choice=choice))
-
-
-def _size(nbytes: int) -> str:
-    return f"{nbytes / 1e9:.3f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.3f} MB"
 
 
 class _Search:
@@ -127,7 +124,7 @@ class _Search:
         smallest = self.weight_bytes(self.first)
         if smallest > budget:
             raise PromiseError(
-                f"a budget of {_size(budget)} cannot be kept: the smallest possible is {_size(smallest)} "
+                f"a budget of {byte_size(budget)} cannot be kept: the smallest possible is {byte_size(smallest)} "
                 f"({smallest} bytes)"
             )
         allowed = budget - smallest
@@ -147,7 +144,7 @@ class _Search:
             found = measured[steps] = text.measure(self.quantization.with_formats(formats))
             self.progress(
                 f"{steps} of {len(self.steps)} upgrades: KLD {found.kld:.3g} ± {found.standard_error:.1g} nats, "
-                f"{_size(self.weight_bytes(formats))}"
+                f"{byte_size(self.weight_bytes(formats))}"
             )
             # With two standard errors to spare the promise holds for other text of this kind, too.
             return found.upper <= max_kld

@@ -25,12 +25,11 @@ THRESHOLDS = ("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal")
 
 @dataclass(frozen=True)
 class Finding:
-    """A node in a form that must not reach the compiler. ``silent``: it would compile and give wrong numbers."""
+    """A node in a form that must not reach the compiler."""
 
     node: str
     rule: str
     message: str
-    silent: bool
 
 
 def check_graph(model: ir.Model | Path) -> list[Finding]:
@@ -39,9 +38,7 @@ def check_graph(model: ir.Model | Path) -> list[Finding]:
     findings = [finding for node in model.graph for rule in RULES for finding in rule(node)]
     for value in [*model.graph.inputs, *model.graph.outputs]:
         if value.shape is None or not value.shape.is_static():
-            findings.append(
-                Finding(str(value.name), "static shapes", "expected fixed sizes, found a symbolic shape", False)
-            )
+            findings.append(Finding(str(value.name), "static shapes", "expected fixed sizes, found a symbolic shape"))
     return findings
 
 
@@ -70,24 +67,22 @@ def _rank(value: ir.Value | None) -> int:
 
 def _refused(node: ir.Node) -> Iterator[Finding]:
     if node.op_type in REFUSED_OPERATORS:
-        yield Finding(str(node.name), "operator", f"{node.op_type}: {REFUSED_OPERATORS[node.op_type]}", False)
+        yield Finding(str(node.name), "operator", f"{node.op_type}: {REFUSED_OPERATORS[node.op_type]}")
 
 
 def _batched_blocks(node: ir.Node) -> Iterator[Finding]:
     if node.op_type == "MatMul" and _is_blocks(node.inputs[1]) and _rank(node.inputs[1]) > 2:
-        yield Finding(
-            str(node.name), "batched int4 blocks", "MatMul of rank 3 with int4 blocks; use a matrix or int8", True
-        )
+        yield Finding(str(node.name), "batched int4 blocks", "MatMul of rank 3 with int4 blocks; use a matrix or int8")
 
 
 def _blocks_elsewhere(node: ir.Node) -> Iterator[Finding]:
     weights = [value for value in node.inputs if _is_blocks(value)]
     if weights and node.op_type not in ("MatMul", "Conv"):
         yield Finding(
-            str(node.name), "int4 blocks", f"{node.op_type} with int4 blocks runs in float; use MatMul or Conv", False
+            str(node.name), "int4 blocks", f"{node.op_type} with int4 blocks runs in float; use MatMul or Conv"
         )
     if weights and node.op_type == "MatMul" and _dtype(node.inputs[0]) != ir.DataType.UINT16:
-        yield Finding(str(node.name), "int4 blocks", "int4 blocks take 16-bit activations only", False)
+        yield Finding(str(node.name), "int4 blocks", "int4 blocks take 16-bit activations only")
 
 
 def _block_scales(node: ir.Node) -> Iterator[Finding]:
@@ -100,7 +95,7 @@ def _block_scales(node: ir.Node) -> Iterator[Finding]:
     steps = scales / scales.max(axis=0, keepdims=True) * BLOCK_SCALE_STEPS
     if np.abs(steps - np.rint(steps)).max() > 1e-3 or steps.min() < 0.5:
         yield Finding(
-            str(node.name), "block scales", "a block's scale is no sixteenth of its column's: it would be rounded", True
+            str(node.name), "block scales", "a block's scale is no sixteenth of its column's: it would be rounded"
         )
 
 
@@ -115,22 +110,19 @@ def _narrow_norm(node: ir.Node) -> Iterator[Finding]:
                 str(node.name),
                 "narrow norm",
                 f"{node.op_type} of rank 4 over {width} elements in {_dtype(x)}; quantize it to 16 bits",
-                True,
             )
 
 
 def _decomposed_norm(node: ir.Node) -> Iterator[Finding]:
     if node.op_type == "ReduceMean" and _dtype(node.inputs[0]) in (ir.DataType.UINT16, ir.DataType.UINT8):
-        yield Finding(
-            str(node.name), "decomposed norm", "a norm from ReduceMean loses accuracy; use RMSNormalization", True
-        )
+        yield Finding(str(node.name), "decomposed norm", "a norm from ReduceMean loses accuracy; use RMSNormalization")
 
 
 def _router(node: ir.Node) -> Iterator[Finding]:
     if node.op_type == "TopK" and _dtype(node.inputs[0]) == ir.DataType.UINT8:
-        yield Finding(str(node.name), "router", "TopK on 8 bits picks wrong experts; use 16", True)
+        yield Finding(str(node.name), "router", "TopK on 8 bits picks wrong experts; use 16")
     if node.op_type in THRESHOLDS and any(_from_top_k(value) for value in node.inputs):
-        yield Finding(str(node.name), "router", "experts by comparison with TopK's value; use its indices", True)
+        yield Finding(str(node.name), "router", "experts by comparison with TopK's value; use its indices")
 
 
 def _from_top_k(value: ir.Value | None, depth: int = 6) -> bool:
@@ -155,7 +147,7 @@ def _moved_data(node: ir.Node) -> Iterator[Finding]:
         _parameters(user) for value in node.outputs for user, _ in value.uses() if user.op_type == "QuantizeLinear"
     ]
     if len({*inputs, *outputs}) > 1:
-        yield Finding(str(node.name), "moved data", f"{node.op_type} between different scales or zero points", True)
+        yield Finding(str(node.name), "moved data", f"{node.op_type} between different scales or zero points")
 
 
 def _parameters(node: ir.Node | None) -> tuple[bytes, ...]:
@@ -167,7 +159,7 @@ def _parameters(node: ir.Node | None) -> tuple[bytes, ...]:
 def _embedding(node: ir.Node) -> Iterator[Finding]:
     source = _source(node.inputs[0]) if node.op_type == "Gather" else None
     if source is not None and source.dtype == ir.DataType.INT8 and _rank(source) == 2:
-        yield Finding(str(node.name), "embedding", "Gather from an int8 table; look rows up on the host", False)
+        yield Finding(str(node.name), "embedding", "Gather from an int8 table; look rows up on the host")
 
 
 def _float_with_integers(node: ir.Node) -> Iterator[Finding]:
@@ -175,7 +167,7 @@ def _float_with_integers(node: ir.Node) -> Iterator[Finding]:
         return
     x, weight = node.inputs
     if _source(weight) is not None and _source(x) is None:
-        yield Finding(str(node.name), "mixed product", "float activations with quantized weights; quantize both", False)
+        yield Finding(str(node.name), "mixed product", "float activations with quantized weights; quantize both")
 
 
 RULES: tuple[Callable[[ir.Node], Iterator[Finding]], ...] = (

@@ -9,6 +9,7 @@ from enum import Enum
 from ...checkpoint.config import LfmConfig
 from ...errors import InputError
 from ...hardware.compile_cost import GraphToCompile, compile_memory, compile_seconds
+from ...reporting.byte_size import byte_size
 from .part_graph import MoeForm, Phase
 
 WEIGHT_BUDGET = 3_000_000_000
@@ -135,9 +136,9 @@ class _Budget:
             return
         largest, memory = max(size.prefill, size.decode), compile_memory(self.compiled.graphs(size))
         if largest > self.weights:
-            found = f"{what} has {largest / 1e9:.2f} GB of weights, a part may have {self.weights / 1e9:.2f} GB"
+            found = f"{what} has {byte_size(largest)} of weights, a part may have {byte_size(self.weights)}"
         else:
-            found = f"compiling {what} takes about {memory / 1e9:.2f} GB of memory, more than the budget"
+            found = f"compiling {what} takes about {byte_size(memory)} of memory, more than the budget"
         raise InputError(f"{found}; raise the budget or choose int4 weights")
 
 

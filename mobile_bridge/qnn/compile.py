@@ -18,6 +18,7 @@ from ...hardware.chips import Chip
 from ...hardware.chips import chip as chip_named
 from ...hardware.compile_cost import LARGEST_GRAPH_BYTES
 from ...hardware.memory import available_memory_bytes
+from ...reporting.byte_size import byte_size
 from ...runtime.npu.provider import COMPILE_OPTIONS, versions
 from ...runtime.worker_process import WorkerError, WorkerProcess
 from .compile_plan import PartToCompile, plan_compile
@@ -72,12 +73,12 @@ def compile_export(
             progress(f"{number} of {len(plan)}: {item.soc} {item.build} {item.part} is done")
         else:
             progress(
-                f"{number} of {len(plan)}: {item.soc} {item.build} {item.part}, {item.weight_bytes / 1e6:.0f} MB of "
-                f"weights, expected {item.expected_seconds:.0f} s and {item.expected_memory_bytes / 1e9:.1f} GB"
+                f"{number} of {len(plan)}: {item.soc} {item.build} {item.part}, {byte_size(item.weight_bytes)} of "
+                f"weights, expected {item.expected_seconds:.0f} s and {byte_size(item.expected_memory_bytes)}"
             )
             record = _compile_part(artifact, part, item, target)
             size = sum(record.files.values())
-            progress(f"   {record.seconds:.1f} s, {record.peak_rss_bytes / 1e9:.2f} GB, {size / 1e6:.1f} MB written")
+            progress(f"   {record.seconds:.1f} s, {byte_size(record.peak_rss_bytes)}, {byte_size(size)} written")
         records.append(record)
     return records
 
@@ -87,13 +88,13 @@ def _check_memory(todo: Sequence[PartToCompile], limit: int | None) -> None:
     for item in todo:
         if item.weight_bytes > LARGEST_GRAPH_BYTES:
             raise InputError(
-                f"{item.part} has {item.weight_bytes / 1e9:.1f} GB of weights, one context takes at most "
-                f"{LARGEST_GRAPH_BYTES / 1e9:.1f} GB: export with a smaller --weight-budget"
+                f"{item.part} has {byte_size(item.weight_bytes)} of weights, one context takes at most "
+                f"{byte_size(LARGEST_GRAPH_BYTES)}: export with a smaller --weight-budget"
             )
         if available is not None and item.expected_memory_bytes > available:
             raise InputError(
-                f"compiling {item.part} takes about {item.expected_memory_bytes / 1e9:.1f} GB of memory, "
-                f"{available / 1e9:.1f} GB are there: export with a smaller --weight-budget, or allow more by --memory"
+                f"compiling {item.part} takes about {byte_size(item.expected_memory_bytes)} of memory, "
+                f"{byte_size(available)} are there: export with a smaller --weight-budget, or allow more by --memory"
             )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...hardware.memory import peak_rss_bytes
+from ...reporting.byte_size import byte_size
 from ...runtime.npu.provider import one_line, open_session
 from ...runtime.worker_process import WorkerError, serve
 
@@ -43,7 +44,7 @@ def compile_graphs(request: dict[str, Any]) -> dict[str, Any]:
         seconds.append(time.perf_counter() - started)
         print(
             f"compiled {name} in {seconds[-1]:.1f} s, {time.process_time() - worked:.1f} s of processor time, at most "
-            f"{peak_rss_bytes() / 1e9:.2f} GB of memory",
+            f"{byte_size(peak_rss_bytes())} of memory",
             flush=True,
         )
     return {"seconds": seconds}

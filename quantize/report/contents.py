@@ -1,20 +1,17 @@
-"""What a quantization chose and what it costs: measured variants, tensors, experts, promises; written as a report."""
+"""What a quantization chose and what it costs, as plain data: measured variants, tensors, experts, promises."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-
-from ...reporting.file import write_report_file
 
 
 @dataclass(frozen=True)
 class VariantResult:
     """One way to store the weights, in ``bytes``; None: not measured.
 
-    kld: mean nats against the unquantized model on held-out text. top1 and task_accuracy: shares from 0 to 1.
+    kld: mean nats against the unquantized model on held-out text. top1: a share from 0 to 1.
     chosen: the one that was written. method: "" where nothing is quantized.
     """
 
@@ -26,7 +23,6 @@ class VariantResult:
     kld: float | None = None
     kld_standard_error: float | None = None
     top1: float | None = None
-    task_accuracy: float | None = None
     chosen: bool = False
     seconds: float | None = None
 
@@ -88,7 +84,6 @@ class QuantizationReport:
     promises: tuple[Promise, ...] = ()
     calibration_tokens: int = 0
     measured_tokens: int = 0
-    reference_accuracy: float | None = None
     seconds: float = 0.0
     peak_memory_bytes: int | None = None
 
@@ -133,13 +128,6 @@ def by_class(tensors: Iterable[TensorResult]) -> list[ClassResult]:
         )
         for name, group in groups.items()
     ]
-
-
-def write_report(path: Path, report: QuantizationReport) -> None:
-    """Write ``path``, a .html or .md; replaces an older report. Raises InputError, OutputError."""
-    from .document import html_report, markdown_report
-
-    write_report_file(path, lambda: html_report(report), lambda: markdown_report(report))
 
 
 def _root_mean_square(errors: Iterable[float | None]) -> float | None:

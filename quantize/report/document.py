@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from ...reporting.byte_size import byte_size
+from ...reporting.file import write_report_file
 from ...reporting.markdown import document
 from ...reporting.page import Headline, Tile, page
 from ...reporting.table import figure
 from .contents import Promise, QuantizationReport
 from .plots import report_plots
-from .tables import amount, report_tables, size
+from .tables import amount, report_tables
+
+
+def write_report(path: Path, report: QuantizationReport) -> None:
+    """Write ``path``, a .html or .md; replaces an older report. Raises InputError, OutputError."""
+    write_report_file(path, lambda: html_report(report), lambda: markdown_report(report))
 
 
 def html_report(report: QuantizationReport) -> str:
@@ -25,7 +34,7 @@ def markdown_report(report: QuantizationReport) -> str:
 
 def _headline(report: QuantizationReport) -> Headline:
     chosen = report.chosen
-    words = "Variants measured" if chosen is None else f"{chosen.name}: {size(chosen.bytes)}"
+    words = "Variants measured" if chosen is None else f"{chosen.name}: {byte_size(chosen.bytes)}"
     if not report.kept:
         words = "Promise not kept"
     lines = [(promise.name, _outcome(promise)) for promise in report.promises]
@@ -44,7 +53,7 @@ def _tiles(report: QuantizationReport) -> list[Tile]:
     tiles = []
     chosen = report.chosen
     if chosen is not None:
-        tiles.append(Tile("weights", size(chosen.bytes), f"{chosen.bits_per_weight:.4g} bits per weight"))
+        tiles.append(Tile("weights", byte_size(chosen.bytes), f"{chosen.bits_per_weight:.4g} bits per weight"))
         if chosen.kld is not None:
             error = chosen.kld_standard_error
             tiles.append(Tile("mean KLD", figure(chosen.kld), "nats" if error is None else f"± {figure(error)} nats"))
@@ -52,10 +61,6 @@ def _tiles(report: QuantizationReport) -> list[Tile]:
             tiles.append(
                 Tile("top-1 agreement", f"{100 * chosen.top1:.4g}%", f"of {report.measured_tokens:,} positions")
             )
-        if chosen.task_accuracy is not None:
-            reference = report.reference_accuracy
-            against = "tasks right" if reference is None else f"tasks right, unquantized {100 * reference:.4g}%"
-            tiles.append(Tile("task accuracy", f"{100 * chosen.task_accuracy:.4g}%", against))
     if report.experts:
         fell_back, all_experts = (
             sum(len(usage.fell_back) for usage in report.experts),
@@ -64,5 +69,6 @@ def _tiles(report: QuantizationReport) -> list[Tile]:
         tiles.append(Tile("experts by search", f"{fell_back:,}", f"of {all_experts:,}, too few tokens for more"))
     if report.seconds:
         memory = report.peak_memory_bytes
-        tiles.append(Tile("time", f"{report.seconds:,.0f} s", "" if memory is None else f"{size(memory)} of memory"))
+        beside = "" if memory is None else f"{byte_size(memory)} of memory"
+        tiles.append(Tile("time", f"{report.seconds:,.0f} s", beside))
     return tiles

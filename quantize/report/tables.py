@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from statistics import median
 
+from ...reporting.byte_size import byte_size
 from ...reporting.table import Table, figure
 from .contents import QuantizationReport, by_class
 
@@ -21,14 +22,6 @@ def report_tables(report: QuantizationReport) -> list[Table]:
     if report.experts:
         tables += [_experts(report), _expert_tokens(report)]
     return [*tables, _identity(report)]
-
-
-def size(count: float) -> str:
-    """Bytes in decimal units, as disks and app stores count them."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= factor:
-            return f"{count / factor:.4g} {unit}"
-    return f"{count:.0f} B"
 
 
 def amount(value: float, unit: str) -> str:
@@ -57,11 +50,10 @@ def _variants(report: QuantizationReport) -> Table:
                 f"{v.bits_per_weight:.4g}",
                 "" if v.kld is None else figure(v.kld) + error,
                 _percent(v.top1),
-                _percent(v.task_accuracy),
                 "" if v.seconds is None else f"{v.seconds:,.1f} s",
             )
         )
-    columns = ("variant", "method", "formats", "bytes", "bits per weight", "KLD, nats", "top-1", "tasks", "time")
+    columns = ("variant", "method", "formats", "bytes", "bits per weight", "KLD, nats", "top-1", "time")
     return Table(VARIANTS, columns, rows, [None] * len(rows))
 
 
@@ -139,10 +131,8 @@ def _identity(report: QuantizationReport) -> Table:
     rows.append(("calibration", f"{report.calibration_tokens:,} tokens" if report.calibration_tokens else "none"))
     if report.measured_tokens:
         rows.append(("measured on", f"{report.measured_tokens:,} tokens of held-out text"))
-    if report.reference_accuracy is not None:
-        rows.append(("tasks right, unquantized", _percent(report.reference_accuracy)))
     if report.peak_memory_bytes is not None:
-        rows.append(("peak memory", size(report.peak_memory_bytes)))
+        rows.append(("peak memory", byte_size(report.peak_memory_bytes)))
     if report.seconds:
         rows.append(("time taken", f"{report.seconds:,.1f} s"))
     return Table("What was quantized", ("", ""), rows, [None] * len(rows))

@@ -324,7 +324,7 @@ def test_space_is_checked_before_with_the_numbers(
     result = CliRunner().invoke(main, ["export", str(tiny_lfm), "-o", str(tmp_path / "deep" / "out")])
     assert result.exit_code == 2
     assert result.stderr == (
-        f"Error: not enough space for {tmp_path / 'deep' / 'out'}: 0.02 GB are needed, 0.02 GB are free; "
+        f"Error: not enough space for {tmp_path / 'deep' / 'out'}: 23.1 MB are needed, 20 MB are free; "
         "free some or choose another disk\n"
     )
     assert os.listdir(tmp_path) == []
@@ -380,7 +380,7 @@ def test_a_disk_that_is_too_small_is_refused_before(start: Start, tiny_lfm: Path
     with small_disk(tmp_path / "disk", "12m") as disk:
         code, errors = start(tiny_lfm, disk / "out").finish()
         assert code == 2
-        assert errors.startswith(f"Error: not enough space for {disk / 'out'}: 0.02 GB are needed, 0.01 GB are free")
+        assert errors.startswith(f"Error: not enough space for {disk / 'out'}: 23.1 MB are needed, 12.58 MB are free")
         assert os.listdir(disk) == []
 
 
