@@ -92,6 +92,11 @@ class JsonObject:
         found = f"is {shown(self.data[name])}" if name in self.data else "is missing"
         return self.wrong(f"{self._path(name)} {found}, expected {expected}")
 
+    def require_only(self, names: Sequence[str]) -> None:
+        """Refuse the object where it has other members than these."""
+        if unknown := sorted(set(self.data) - set(names)):
+            raise self.wrong(f"{self._path(unknown[0])} is unknown, expected {', '.join(names)}")
+
     def integer(self, name: str, low: int | None = None, high: int | None = None, default: Any = _REQUIRED) -> int:
         """An integer, low and high included."""
         value = self.data.get(name, default)
@@ -132,6 +137,9 @@ class JsonObject:
         if not isinstance(value, Mapping):
             raise self.refuse(name, "an object")
         return self._inner(value, f"{self._path(name)}.")
+
+    def object_or_null(self, name: str) -> JsonObject | None:
+        return None if self.data.get(name, _REQUIRED) is None else self.object(name)
 
     def array(self, name: str, expected: str = "a list", default: Any = _REQUIRED) -> list[Any]:
         """A list of anything. expected: what it is a list of, for the message."""

@@ -67,7 +67,7 @@ class ArtifactSource(Checkpoint):
         self.raw_config = read_config_file(artifact.folder / CONFIG_NAME)
         self.config = artifact.config
         self.context_length = artifact.context_length
-        self.origin = _origin(artifact)
+        self.origin = artifact.manifest.source
         stored = _stored_tensors(artifact)
         self._shapes = dict(expected_tensors(self.config))
         table = model_weights(self.config, blocks=False)
@@ -174,19 +174,6 @@ class ArtifactSource(Checkpoint):
                 "exported with --precision fp32 or fp16"
             )
         return found
-
-
-def _origin(artifact: Artifact) -> dict[str, Any]:
-    origin = artifact.manifest.get("source")
-    names = ("checkpoint", "config_sha256")
-    if (
-        not isinstance(origin, dict)
-        or not all(isinstance(origin.get(name), str) for name in names)
-        or not isinstance(origin.get("files"), list)
-        or not all(isinstance(file, dict) and isinstance(file.get("sha256"), str) for file in origin["files"])
-    ):
-        raise ArtifactError(f"{artifact.folder}: the manifest does not say what it was made from; export it again")
-    return origin
 
 
 def _stored_tensors(artifact: Artifact) -> dict[str, _Stored]:

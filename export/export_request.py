@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artifact.formats import BlockFormat
+from ..artifact.manifest import Manifest
 from ..artifact.method import Method
 from ..artifact.precision import FP32, PRECISIONS, Q4, Precision
 from ..checkpoint.checkpoint import Checkpoint
@@ -158,13 +159,13 @@ def _check(request: ExportRequest, precision: Precision, quantizes: bool) -> Non
         raise InputError(f"--recipe says the format of every tensor: leave out {other}")
 
 
-def _summary(output: Path, plan: ExportPlan, manifest: dict[str, Any], seconds: float) -> dict[str, Any]:
-    total = sum(file["bytes"] for file in manifest["files"])
+def _summary(output: Path, plan: ExportPlan, manifest: Manifest, seconds: float) -> dict[str, Any]:
+    total = sum(file.bytes for file in manifest.files)
     return {
         "output": str(output),
         "model": f"{output / 'onnx' / plan.options.precision.model_file}",
         **plan.to_dict(),
-        "parameters": manifest["model"]["parameters"],
+        "parameters": manifest.model.parameters,
         "bytes": total,
         "seconds": round(seconds, 3),
         "seconds_per_gb": round(seconds / (total / 1e9), 3),

@@ -13,9 +13,10 @@ import numpy as np
 import onnx_ir as ir
 
 from .. import __version__
-from ..artifact.artifact import MANIFEST_NAME
+from ..artifact.files import ArtifactFile
 from ..artifact.formats import BlockFormat
 from ..artifact.graph_weights import TensorKind
+from ..artifact.manifest import Manifest
 from ..artifact.precision import FP32, Precision
 from ..checkpoint.checkpoint import Checkpoint
 from ..errors import InputError
@@ -23,7 +24,7 @@ from ..quantize.quantization import Quantization, QuantizationOptions, settle_qu
 from .client_configs import check_client_files, require_tokenizer, write_client_files
 from .data_files import DataFile, plan_data_files, write_data_file
 from .decoder import GraphOptions, declare_model, graph_weights, model_weights
-from .manifest import SourceHash, build_manifest, describe_file, identity, state_bytes
+from .manifest import SourceHash, build_manifest, identity, state_bytes
 from .ops import OpsProfile
 from .output_folder import check_space, check_target, output_folder
 from .staging import Staging
@@ -153,7 +154,7 @@ def export_checkpoint(
     *,
     on_bytes: Callable[[int], None] = lambda count: None,
     plan: ExportPlan | None = None,
-) -> dict[str, Any]:
+) -> Manifest:
     """Write the artifact of ``checkpoint`` to the folder ``output``; the manifest.
 
     ``on_bytes`` is told of every piece of weights written (``ExportPlan.data_bytes`` in all). Interrupted, the folder
@@ -185,12 +186,17 @@ def export_checkpoint(
             plan.context_length,
             plan.tensors,
             source_hash.files(),
-            [describe_file(staging.folder, f"onnx/{plan.options.precision.model_file}")]
-            + [describe_file(staging.folder, f"onnx/{name}", record["sha256"]) for name, record in records.items()],
-            [describe_file(staging.folder, name) for name in others],
+            [
+                ArtifactFile.describe(staging.folder, f"onnx/{plan.options.precision.model_file}"),
+                *(
+                    ArtifactFile.describe(staging.folder, f"onnx/{name}", record["sha256"])
+                    for name, record in records.items()
+                ),
+            ],
+            [ArtifactFile.describe(staging.folder, name) for name in others],
             _quantization_entry(plan, records.values()),
         )
-        (staging.folder / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        manifest.write(staging.folder)
         staging.publish()
     return manifest
 

@@ -10,7 +10,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from ..artifact.artifact import MANIFEST_NAME
+from ..artifact.manifest import MANIFEST_NAME
 
 JOURNAL = "journal.jsonl"
 NEW_JOURNAL = "journal.jsonl.new"

@@ -1,18 +1,18 @@
-"""lfm_manifest.json: where an artifact comes from, what is in it, and what it needs."""
+"""What an export writes of itself to the manifest: the checkpoint, the model, and the weights by class."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..artifact.artifact import MANIFEST_VERSION, file_digest, sample_digest
+from ..artifact.files import ArtifactFile, file_digest
 from ..artifact.graph_weights import TensorKind
+from ..artifact.manifest import Manifest, ModelFacts, Source, SourceFile, Variant
 from ..artifact.precision import Precision
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.config import CONFIG_NAME, LfmConfig
@@ -24,6 +24,7 @@ from .weights import WeightTensor
 
 CONTEXT_STEPS = (1024, 4096, 16384, 32768, 131072)
 """Context lengths that the manifest gives the memory of."""
+_TOOLS = ("onnx", "onnx_ir", "onnxscript", "numpy", "onnxruntime")
 
 
 class SourceHash:
@@ -33,24 +34,21 @@ class SourceHash:
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self._known = checkpoint.origin["files"] if isinstance(checkpoint, ArtifactSource) else None
+        self._known = checkpoint.origin.files if isinstance(checkpoint, ArtifactSource) else None
         self._paths = [] if self._known is not None else checkpoint.weight_files()
         self._digests: dict[str, str] = {}
         self._failure: OSError | None = None
         self._thread = threading.Thread(target=self._run, name="source-hash", daemon=True)
         self._thread.start()
 
-    def files(self) -> list[dict[str, Any]]:
-        """[{path, bytes, sha256}] of the weight files; waits for the thread."""
+    def files(self) -> tuple[SourceFile, ...]:
+        """The weight files; waits for the thread."""
         self._thread.join()
         if self._failure is not None:
             raise CheckpointError(f"the checkpoint cannot be read: {self._failure}")
         if self._known is not None:
             return self._known
-        return [
-            {"path": path.name, "bytes": path.stat().st_size, "sha256": self._digests[path.name]}
-            for path in self._paths
-        ]
+        return tuple(SourceFile(path.name, path.stat().st_size, self._digests[path.name]) for path in self._paths)
 
     def _run(self) -> None:
         try:
@@ -64,17 +62,6 @@ def state_bytes(config: LfmConfig, context_length: int, itemsize: int = 4) -> di
     """Bytes of the states of one conversation: KV cache of ``context_length`` tokens, convolution states."""
     kv = len(config.attention_layers) * 2 * config.kv_dim * context_length * itemsize
     return {"kv_cache": kv, "conv": len(config.conv_layers) * config.hidden_size * config.conv_L_cache * itemsize}
-
-
-def describe_file(folder: Path, name: str, sha256: str | None = None) -> dict[str, Any]:
-    """A manifest entry of one file: path, bytes and digests (``sha256`` if it is known already)."""
-    path = folder / name
-    return {
-        "path": name,
-        "bytes": path.stat().st_size,
-        "sha256": sha256 or file_digest(path),
-        "sample_sha256": sample_digest(path),
-    }
 
 
 def identity(
@@ -95,7 +82,7 @@ def identity(
 def source_name(checkpoint: Checkpoint) -> str:
     """The hub id, or a local folder's own name: where it lay on somebody's disk is nobody's business."""
     if isinstance(checkpoint, ArtifactSource):
-        return str(checkpoint.origin["checkpoint"])
+        return checkpoint.origin.checkpoint
     is_local = Path(checkpoint.source).exists()
     return checkpoint.folder.resolve().name if is_local else checkpoint.source
 
@@ -103,8 +90,24 @@ def source_name(checkpoint: Checkpoint) -> str:
 def config_sha256(checkpoint: Checkpoint) -> str:
     """SHA-256 of the checkpoint's config.json as it stands in its folder."""
     if isinstance(checkpoint, ArtifactSource):
-        return str(checkpoint.origin["config_sha256"])
+        return checkpoint.origin.config_sha256
     return file_digest(checkpoint.folder / CONFIG_NAME)
+
+
+def source_of(checkpoint: Checkpoint, files: Sequence[SourceFile]) -> Source:
+    """The manifest's record of the checkpoint. files: its weight files."""
+    return Source.of(source_name(checkpoint), config_sha256(checkpoint), files)
+
+
+def model_facts(checkpoint: Checkpoint, context_length: int) -> ModelFacts:
+    """The manifest's record of the model."""
+    config = checkpoint.config
+    return ModelFacts(config.model_type, parameter_count(checkpoint.config), config.layer_types, context_length)
+
+
+def tool_versions() -> dict[str, str]:
+    """The libraries that decide the bytes of the files."""
+    return {name: importlib.metadata.version(name) for name in _TOOLS}
 
 
 def build_manifest(
@@ -113,51 +116,32 @@ def build_manifest(
     ops_profile: OpsProfile,
     context_length: int,
     tensors: Iterable[WeightTensor],
-    source_files: list[dict[str, Any]],
-    model_files: list[dict[str, Any]],
-    other_files: list[dict[str, Any]],
-    quantization: dict[str, Any] | None = None,
-) -> dict[str, Any]:
+    source_files: Sequence[SourceFile],
+    model_files: Sequence[ArtifactFile],
+    other_files: Sequence[ArtifactFile],
+    quantization: Mapping[str, Any] | None = None,
+) -> Manifest:
     """The manifest of a folder with one variant. quantization: how its blocks were made."""
-    config = checkpoint.config
-    content = hashlib.sha256("".join(file["sha256"] for file in source_files).encode()).hexdigest()
-    names = identity(checkpoint, precision, ops_profile, context_length)
     tensors = list(tensors)
+    variant = Variant(
+        model=f"onnx/{precision.model_file}",
+        ops=ops_profile.value,
+        opset=OPSET_VERSION,
+        precision=precision_by_kind(tensors),
+        files=tuple(file.path for file in model_files),
+        weight_bytes=sum(tensor.nbytes for tensor in tensors),
+        quantization=quantization,
+    )
     steps = sorted({step for step in CONTEXT_STEPS if step < context_length} | {context_length})
-    return {
-        "manifest_version": MANIFEST_VERSION,
-        "generator": {"name": "lfm-onnx", "version": __version__},
-        "source": {
-            "checkpoint": names["lfm_onnx.source"],
-            "content_sha256": content,
-            "config_sha256": names["lfm_onnx.config_sha256"],
-            "files": source_files,
-        },
-        "model": {
-            "model_type": config.model_type,
-            "parameters": parameter_count(config),
-            "layer_types": list(config.layer_types),
-            "context_length": context_length,
-        },
-        "variants": {
-            precision.name: {
-                "model": f"onnx/{precision.model_file}",
-                "ops": ops_profile.value,
-                "opset": OPSET_VERSION,
-                "precision": precision_by_kind(tensors),
-                "weight_bytes": sum(tensor.nbytes for tensor in tensors),
-                "files": [file["path"] for file in model_files],
-                **({} if quantization is None else {"quantization": quantization}),
-            }
-        },
-        "memory_bytes_by_context": {
-            str(step): state_bytes(config, step, precision.activations.itemsize) for step in steps
-        },
-        "tools": {
-            name: importlib.metadata.version(name) for name in ("onnx", "onnx_ir", "onnxscript", "numpy", "onnxruntime")
-        },
-        "files": model_files + other_files,
-    }
+    itemsize = precision.activations.itemsize
+    return Manifest(
+        source=source_of(checkpoint, source_files),
+        model=model_facts(checkpoint, context_length),
+        variants={precision.name: variant},
+        files=(*model_files, *other_files),
+        tools=tool_versions(),
+        memory_bytes_by_context={str(step): state_bytes(checkpoint.config, step, itemsize) for step in steps},
+    )
 
 
 def precision_by_kind(tensors: Iterable[WeightTensor]) -> dict[str, dict[str, Any]]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
 
-from ..artifact.artifact import MANIFEST_NAME
-from ..errors import OutputError
+from ..artifact.manifest import MANIFEST_NAME, listed_files
+from ..errors import ArtifactError, OutputError
 from ..reporting.byte_size import byte_size
-from ..strict_json import parse_json
 from .journal import JOURNAL, NEW_JOURNAL, has_journal
 
 
@@ -71,11 +71,8 @@ def _check_target(target: Path, replace: bool, source: Path | None) -> None:
 def _file_of_no_export(target: Path) -> str | None:
     """A file of an artifact folder that its manifest does not list, relative to the folder."""
     listed = {MANIFEST_NAME}
-    try:
-        manifest = parse_json((target / MANIFEST_NAME).read_bytes())
-        listed |= {entry["path"] for entry in manifest["files"]}
-    except (ValueError, TypeError, KeyError):
-        pass
+    with contextlib.suppress(ArtifactError):
+        listed |= set(listed_files(target))
     if has_journal(target):  # of a run that was killed just before it had removed it
         listed.add(JOURNAL)
     listed.add(NEW_JOURNAL)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..artifact.artifact import MANIFEST_NAME
+from ..artifact.manifest import MANIFEST_NAME
 from ..errors import OutputError
 from .journal import (
     JOURNAL,

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..artifact.artifact import MANIFEST_NAME
 from ..artifact.formats import BlockFormat
+from ..artifact.manifest import MANIFEST_NAME, Manifest
 from ..artifact.method import Method
 from ..errors import InputError
-from ..strict_json import parse_json, shown
+from ..strict_json import JsonObject, shown
 from .tensor_groups import Formats, TensorGroup
 
 RECIPE_VERSION = 1
 
-_MAX_BYTES = 16 << 20
 _FORMAT_NAME = re.compile(r"int(4|8)-block(32|64|128)-(symmetric|zero-points)-(float16|float32)")
-_FIELDS = {"recipe_version", "precision", "method", "formats", "calibration", "choice"}
+_FIELDS = ("recipe_version", "precision", "method", "calibration", "choice", "formats")
+_CHOICE_FIELDS = ("budget", "max_kld", "kld", "measured_tokens")
+_LARGEST = sys.float_info.max
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -74,110 +75,76 @@ class Recipe:
 def read_recipe(path: Path, groups: Sequence[TensorGroup]) -> Recipe:
     """The recipe in ``path`` (its own file, an artifact's manifest or folder) for a model's groups. InputError."""
     path = path / MANIFEST_NAME if path.is_dir() else path
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise InputError(f"{path} is larger than a recipe can be ({_MAX_BYTES} bytes)")
-        data = parse_json(path.read_bytes())
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"the recipe {path} cannot be read: {reason}") from None
-    return parse_recipe(_recipe_in_manifest(data, path), groups, str(path))
+    data = JsonObject.read(path, InputError)
+    return parse_recipe(_recipe_in_manifest(data) if "manifest_version" in data else data.data, groups, str(path))
 
 
-def _recipe_in_manifest(data: Any, path: Path) -> Any:
-    """The recipe of a manifest's only quantized variant; anything else as it is."""
-    if not isinstance(data, dict) or "manifest_version" not in data:
-        return data
-    variants = data.get("variants")
-    entries = list(variants.values()) if isinstance(variants, dict) else []
-    found = [entry["quantization"] for entry in entries if isinstance(entry, dict) and "quantization" in entry]
-    if len(found) != 1 or not isinstance(found[0], dict):
-        raise InputError(f"{path} has no recipe: it is the manifest of an artifact that is not quantized")
-    return found[0].get("recipe")
+def _recipe_in_manifest(data: JsonObject) -> Any:
+    """The recipe of a manifest's only quantized variant."""
+    accounts = [variant.quantization for variant in Manifest.from_json(data).variants.values()]
+    recipes = [account.get("recipe") for account in accounts if account is not None]
+    if len(recipes) != 1:
+        raise data.wrong("has no recipe: it is the manifest of an artifact that is not quantized")
+    return recipes[0]
 
 
 def parse_recipe(data: Any, groups: Sequence[TensorGroup], file: str) -> Recipe:
     """Check parsed JSON. InputError names ``file`` and the field that is missing, unknown or has no valid value."""
-    if not isinstance(data, dict):
-        raise InputError(f"{file}: expected a recipe (an object), found {shown(data)}")
-    if unknown := sorted(set(data) - _FIELDS):
-        raise InputError(f"{file}: unknown field {shown(unknown[0])}; a recipe has {', '.join(sorted(_FIELDS))}")
-    if missing := sorted(_FIELDS - set(data)):
-        raise InputError(f"{file}: the field {missing[0]} is missing")
-    version = data["recipe_version"]
-    if isinstance(version, bool) or version != RECIPE_VERSION:
-        raise InputError(f"{file}: recipe_version is {shown(version)}, this lfm-onnx reads {RECIPE_VERSION}")
-    method = _method(data["method"], file)
-    precision = data["precision"]
-    if not isinstance(precision, str):
-        raise InputError(f"{file}: precision is {shown(precision)}, expected a name such as q4")
-    formats = _formats(data["formats"], groups, file)
-    text, choice = _calibration(data["calibration"], file), _choice(data["choice"], file)
+    fields = JsonObject(data, file, InputError)
+    fields.require_only(_FIELDS)
+    if fields.integer("recipe_version") != RECIPE_VERSION:
+        raise fields.refuse("recipe_version", f"{RECIPE_VERSION}, which this lfm-onnx reads")
+    method = Method(fields.text("method", [method.value for method in Method]))
+    text = fields.object_or_null("calibration")
     if method is Method.GPTQ and text is None:
-        raise InputError(f"{file}: method gptq needs calibration")
-    return Recipe(precision, method, formats, text, choice)
+        raise fields.refuse("calibration", "a sha256 and tokens: method gptq needs calibration")
+    choice = fields.object_or_null("choice")
+    return Recipe(
+        precision=fields.text("precision"),
+        method=method,
+        formats=_formats(fields.object("formats"), groups),
+        calibration=None if text is None else _calibration(text),
+        choice=None if choice is None else _choice(choice),
+    )
 
 
-def _method(data: Any, file: str) -> Method:
-    try:
-        return Method(data)
-    except ValueError:
-        names = ", ".join(method.value for method in Method)
-        raise InputError(f"{file}: method is {shown(data)}, expected one of {names}") from None
+def _choice(fields: JsonObject) -> Choice:
+    def count(name: str) -> int | None:
+        return None if fields.data.get(name, 0) is None else fields.integer(name, 0)
+
+    def measure(name: str) -> float | None:
+        return None if fields.data.get(name, 0) is None else fields.number(name, 0, _LARGEST)
+
+    fields.require_only(_CHOICE_FIELDS)
+    return Choice(count("budget"), measure("max_kld"), measure("kld"), count("measured_tokens"))
 
 
-def _choice(data: Any, file: str) -> Choice | None:
-    if data is None:
-        return None
-    if isinstance(data, dict) and set(data) == {"budget", "max_kld", "kld", "measured_tokens"}:
-        counts = (data["budget"], data["measured_tokens"])
-        measures = (data["max_kld"], data["kld"])
-        if all(map(_is_count, counts)) and all(map(_is_measure, measures)):
-            return Choice(**data)
-    raise InputError(f"{file}: choice is {shown(data)}, expected null or budget, max_kld, kld and measured_tokens")
+def _calibration(fields: JsonObject) -> CalibrationText:
+    fields.require_only(("sha256", "tokens"))
+    if _SHA256.fullmatch(fields.text("sha256")) is None:
+        raise fields.refuse("sha256", "64 hexadecimal digits")
+    return CalibrationText(fields.text("sha256"), fields.integer("tokens", 1))
 
 
-def _is_count(value: Any) -> bool:
-    return value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0)
-
-
-def _is_measure(value: Any) -> bool:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return value is None or (is_number and math.isfinite(value) and value >= 0)
-
-
-def _calibration(data: Any, file: str) -> CalibrationText | None:
-    if data is None:
-        return None
-    if isinstance(data, dict) and set(data) == {"sha256", "tokens"}:
-        sha256, tokens = data["sha256"], data["tokens"]
-        is_digest = isinstance(sha256, str) and _SHA256.fullmatch(sha256) is not None
-        if is_digest and isinstance(tokens, int) and not isinstance(tokens, bool) and tokens > 0:
-            return CalibrationText(sha256, tokens)
-    raise InputError(f"{file}: calibration is {shown(data)}, expected null or a sha256 and a number of tokens")
-
-
-def _formats(data: Any, groups: Sequence[TensorGroup], file: str) -> dict[str, BlockFormat]:
-    if not isinstance(data, Mapping):
-        raise InputError(f"{file}: formats is {shown(data)}, expected an object")
-    if unknown := sorted(set(data) - {group.name for group in groups}):
-        raise InputError(f"{file}: this model has no weights {shown(unknown[0])}; was the recipe made for another one?")
+def _formats(fields: JsonObject, groups: Sequence[TensorGroup]) -> dict[str, BlockFormat]:
+    if unknown := sorted(set(fields.data) - {group.name for group in groups}):
+        raise fields.wrong(f"this model has no weights {shown(unknown[0])}; was the recipe made for another one?")
     formats = {}
     for group in groups:
-        if group.name not in data:
-            raise InputError(f"{file}: no format for {group.name}; was the recipe made for another model?")
-        fmt = _format(data[group.name], f"{file}: formats: {group.name}")
+        if group.name not in fields:
+            raise fields.wrong(f"no format for {group.name}; was the recipe made for another model?")
+        fmt = _format(fields, group.name)
         if not group.takes(fmt):
-            raise InputError(f"{file}: {group.name} cannot be cut into blocks of {fmt.block_size}")
+            raise fields.wrong(f"{group.name} cannot be cut into blocks of {fmt.block_size}")
         formats[group.name] = fmt
     if len({fmt.symmetric for fmt in formats.values()}) > 1:
-        raise InputError(f"{file}: formats with and without zero points; a model has the one or the other")
+        raise fields.wrong("formats with and without zero points; a model has the one or the other")
     return formats
 
 
-def _format(name: Any, where: str) -> BlockFormat:
-    match = _FORMAT_NAME.fullmatch(name) if isinstance(name, str) else None
+def _format(fields: JsonObject, name: str) -> BlockFormat:
+    match = _FORMAT_NAME.fullmatch(fields.text(name))
     if match is None:
-        raise InputError(f"{where} is {shown(name)}, expected such as {BlockFormat(4).name}")
+        raise fields.refuse(name, f"a format such as {BlockFormat(4).name}")
     bits, block_size, kind, scale_dtype = match.groups()
     return BlockFormat(int(bits), int(block_size), kind == "symmetric", scale_dtype)

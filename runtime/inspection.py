@@ -127,7 +127,7 @@ def inspect_artifact(folder: str | Path, variant: str | None = None, *, verify: 
         ops_profile=artifact.ops_profile,
         model_type=artifact.config.model_type,
         context_length=artifact.context_length,
-        parameters=_parameters(artifact),
+        parameters=artifact.manifest.model.parameters,
         bytes_on_disk=sum(file.bytes for file in artifact.model_files),
         touched_bytes_per_token=sum(item.touched_bytes for item in classes),
         operators=operators,
@@ -140,14 +140,6 @@ def inspect_artifact(folder: str | Path, variant: str | None = None, *, verify: 
         tensor_classes=classes,
         state_bytes={length: _state_bytes(model, length) for length in (*lengths, artifact.context_length)},
     )
-
-
-def _parameters(artifact: Artifact) -> int:
-    """Of the checkpoint, as the manifest counts them: packed codes and scales are no parameters of their own."""
-    count = artifact.manifest["model"].get("parameters")
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise ArtifactError(f"{artifact.folder}: the manifest's model.parameters is {count!r:.40}, expected a count")
-    return count
 
 
 def tensor_classes(model: onnx.ModelProto, config: LfmConfig) -> tuple[TensorClass, ...]:

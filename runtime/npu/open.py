@@ -99,7 +99,7 @@ def _npu_session(
 def _cpu_artifact(artifact: Artifact, folder: str | Path | None, verify: Verification) -> Artifact | None:
     """The same model for the CPU: from ``folder``, or a variant beside the NPU's; None where there is none."""
     if folder is None:
-        others = [name for name in artifact.manifest["variants"] if name != artifact.variant]
+        others = [name for name in artifact.manifest.variants if name != artifact.variant]
         for name in others:
             found = Artifact.open(artifact.folder, name, verify="none")
             if not is_npu_artifact(found):
@@ -108,7 +108,7 @@ def _cpu_artifact(artifact: Artifact, folder: str | Path | None, verify: Verific
     found = Artifact.open(folder, None, verify=verify)
     if is_npu_artifact(found):
         raise InputError(f"{folder} is an export for the NPU too: expected one for the CPU")
-    own, theirs = (item.manifest.get("source", {}).get("content_sha256") for item in (artifact, found))
+    own, theirs = (item.manifest.source.content_sha256 for item in (artifact, found))
     if own != theirs:
         raise ArtifactError(f"{folder} was exported from another checkpoint than {artifact.folder}")
     return found

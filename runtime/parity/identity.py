@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import platform
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...artifact.npu_manifest import NpuManifest, is_npu_artifact
 from ...checkpoint.config import CONFIG_NAME
@@ -22,8 +22,10 @@ def require_same_config(artifact: Artifact, checkpoint: Checkpoint) -> None:
 
     A config.json that was only written anew (another order, fields that change nothing) is the same.
     """
-    expected = _section(artifact.manifest, "source").get("config_sha256")
-    if expected == hashlib.sha256((checkpoint.folder / CONFIG_NAME).read_bytes()).hexdigest():
+    if (
+        artifact.manifest.source.config_sha256
+        == hashlib.sha256((checkpoint.folder / CONFIG_NAME).read_bytes()).hexdigest()
+    ):
         return
     for item in dataclasses.fields(artifact.config):
         ours, theirs = getattr(artifact.config, item.name), getattr(checkpoint.config, item.name)
@@ -36,13 +38,13 @@ def require_same_config(artifact: Artifact, checkpoint: Checkpoint) -> None:
 
 def identity(artifact: Artifact, checkpoint: Checkpoint, backend: str, provider: str) -> dict[str, str]:
     """Readable pairs that say what was compared, with what, and where."""
-    source, generator = _section(artifact.manifest, "source"), _section(artifact.manifest, "generator")
+    source, generator = artifact.manifest.source, artifact.manifest.generator
     return {
         "artifact": str(artifact.folder),
         "variant": f"{artifact.variant}, {artifact.ops_profile} ops",
-        "exported from": str(source.get("checkpoint", "unknown")),
-        "content sha256": str(source.get("content_sha256", "unknown")),
-        "exported by": f"{generator.get('name', 'unknown')} {generator.get('version', '')}".strip(),
+        "exported from": source.checkpoint,
+        "content sha256": source.content_sha256,
+        "exported by": f"{generator.name} {generator.version}",
         "reference": f"{checkpoint.source} ({backend}, float32)",
         "runtime": f"onnxruntime {importlib.metadata.version('onnxruntime')}, {provider}",
         "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
@@ -54,8 +56,3 @@ def limits_name(artifact: Artifact) -> str:
     if is_npu_artifact(artifact):
         return f"qnn-{NpuManifest.read(artifact).precision.get('weights', 'int8')}"
     return artifact.variant
-
-
-def _section(manifest: dict[str, Any], name: str) -> dict[str, Any]:
-    section = manifest.get(name)
-    return section if isinstance(section, dict) else {}

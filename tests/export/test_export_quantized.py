@@ -251,15 +251,15 @@ def test_hidden_states_keep_their_names(q4_folder: Path, tiny_lfm: Path) -> None
 
 def test_the_manifest_states_the_format_of_each_class(q4_folder: Path) -> None:
     entry = Artifact.open(q4_folder, "q4", verify="full").entry
-    assert entry["model"] == "onnx/model_q4.onnx"
+    assert entry.model == "onnx/model_q4.onnx"
     stored = {"dtype": "int4", "bits": 4, "block_size": 32, "symmetric": True, "scale_dtype": "float16"}
     for kind in ("linear", "expert", "embedding"):
-        assert entry["precision"][kind].items() >= {**stored, "bits_per_weight": 4.5}.items()
+        assert entry.precision[kind].items() >= {**stored, "bits_per_weight": 4.5}.items()
     for kind in ("norm", "router", "conv"):
-        assert entry["precision"][kind]["dtype"] == "float32"
+        assert entry.precision[kind]["dtype"] == "float32"
     # The table has 1280 rows of 128: half a byte each and a 2-byte scale for every 32.
-    assert entry["precision"]["embedding"]["bytes"] == 1280 * 128 // 2 + 1280 * 4 * 2
-    assert entry["precision"]["embedding"]["tensors"] == 1
+    assert entry.precision["embedding"]["bytes"] == 1280 * 128 // 2 + 1280 * 4 * 2
+    assert entry.precision["embedding"]["tensors"] == 1
 
 
 @pytest.mark.parametrize("precision", [Q4, Q8], ids=lambda precision: precision.name)

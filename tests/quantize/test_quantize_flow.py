@@ -131,10 +131,11 @@ def test_a_graph_whose_weights_lie_elsewhere_is_refused(fp32_artifact: Path, tmp
                 entry.value = "../../../etc/passwd"
     onnx.save(model, path)
     manifest = json.loads((folder / "lfm_manifest.json").read_text())
-    from lfm_onnx.export.manifest import describe_file
+    from lfm_onnx.artifact.files import ArtifactFile
 
     manifest["files"] = [
-        describe_file(folder, file["path"]) if file["path"].endswith(".onnx") else file for file in manifest["files"]
+        ArtifactFile.describe(folder, file["path"]).to_dict() if file["path"].endswith(".onnx") else file
+        for file in manifest["files"]
     ]
     (folder / "lfm_manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ArtifactError, match="lies outside of the artifact"):
@@ -172,7 +173,7 @@ def test_without_a_tokenizer_the_default_is_an_unweighted_search_and_says_so(
     checkpoint = variant_checkpoint("moe")
     result = done("export", checkpoint, "-o", tmp_path / "out", "--precision", "q4", "--no-tokenizer")
     assert result.stderr.startswith("note: without a tokenizer")
-    recipe = Artifact.open(tmp_path / "out").entry["quantization"]["recipe"]
+    recipe = Artifact.open(tmp_path / "out").entry.quantization["recipe"]
     assert (recipe["method"], recipe["calibration"]) == ("search", None)
     explicit = done(
         "export", checkpoint, "-o", tmp_path / "same", "--precision", "q4", "--method", "search", "--no-tokenizer"
@@ -202,8 +203,8 @@ def test_a_budget_is_kept_and_nearly_spent(tiny_lfm: Path, calibration: Path, tm
     budget = 1_250_000
     result = done("export", tiny_lfm, "-o", tmp_path / "out", "--budget", "1.25MB", "--calibration", calibration, *FEW)
     artifact = Artifact.open(tmp_path / "out", "q4", verify="full")
-    assert 0.97 * budget < artifact.entry["weight_bytes"] <= budget
-    recipe = artifact.entry["quantization"]["recipe"]
+    assert 0.97 * budget < artifact.entry.weight_bytes <= budget
+    recipe = artifact.entry.quantization["recipe"]
     assert recipe["choice"]["budget"] == budget
     assert len(set(recipe["formats"].values())) > 1
     for group in tensor_groups(block_weights(artifact.config).values()):
@@ -230,17 +231,17 @@ def test_a_promised_divergence_is_kept_by_the_artifact(
     limit = 0.03
     done("export", tiny_lfm, "-o", tmp_path / "out", "--max-kld", limit, "--method", "rtn")
     entry = Artifact.open(tmp_path / "out").entry
-    choice = entry["quantization"]["recipe"]["choice"]
+    choice = entry.quantization["recipe"]["choice"]
     checkpoint = Checkpoint.open(tiny_lfm)
     texts = load_calibration(None, checkpoint, 1024, half="held-out")
-    model, reference = ExportedModel(tmp_path / "out" / entry["model"]), Reference(checkpoint)
+    model, reference = ExportedModel(tmp_path / "out" / entry.model), Reference(checkpoint)
     found = divergence(
         np.concatenate([reference.forward(ids)[0] for ids in texts]),
         np.concatenate([model.feed(ids, keep=0)[0] for ids in texts]),
     )
     assert found.kld <= limit
     assert found.kld == pytest.approx(choice["kld"], abs=2 * found.standard_error)
-    assert entry["weight_bytes"] < Artifact.open(exported_artifact(SAMPLE, precision=Q8)).entry["weight_bytes"]
+    assert entry.weight_bytes < Artifact.open(exported_artifact(SAMPLE, precision=Q8)).entry.weight_bytes
 
 
 def test_a_divergence_that_no_format_reaches_ends_with_one(tiny_lfm: Path, tmp_path: Path) -> None:

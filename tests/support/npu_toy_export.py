@@ -6,14 +6,14 @@ same thing twice.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
-from lfm_onnx.artifact.artifact import MANIFEST_NAME, sample_digest
+from lfm_onnx.artifact.files import ArtifactFile
+from lfm_onnx.artifact.manifest import Generator, Manifest, ModelFacts, Source, Variant
 from onnx import TensorProto, helper, numpy_helper
 
 HIDDEN, VOCAB, CHUNK, THETA = 8, 16, 4, 100.0
@@ -116,23 +116,17 @@ def _write_artifact(folder: Path) -> None:
         "rope_theta": THETA, "block_auto_adjust_ff_dim": False, "eos_token_id": 15, "bos_token_id": 1,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
-    files = []
-    for path in sorted(item for item in folder.rglob("*") if item.is_file()):
-        name = path.relative_to(folder).as_posix()
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        size = path.stat().st_size
-        files.append({"path": name, "bytes": size, "sha256": digest, "sample_sha256": sample_digest(path)})
-    own = [item["path"] for item in files if item["path"].startswith("npu/")]
-    manifest = {
-        "manifest_version": 1,
-        "generator": {"name": "toy", "version": "0"},
-        "source": {"checkpoint": "toy"},
-        "target": "qnn",
-        "model": {"model_type": "lfm2", "context_length": 24},
-        "variants": {"qnn": {"model": "npu/npu_manifest.json", "ops": "qdq", "opset": 24, "files": own}},
-        "files": files,
-    }
-    (folder / MANIFEST_NAME).write_text(json.dumps(manifest))
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    own = tuple(name for name in names if name.startswith("npu/"))
+    Manifest(
+        source=Source.of("toy", "", ()),
+        model=ModelFacts("lfm2", 1, ("conv", "full_attention"), 24),
+        variants={"qnn": Variant("npu/npu_manifest.json", "qdq", 24, {}, own)},
+        files=tuple(ArtifactFile.describe(folder, name) for name in names),
+        tools={},
+        target="qnn",
+        generator=Generator("toy", "0"),
+    ).write(folder)
 
 
 class _Graph:
