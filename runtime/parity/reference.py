@@ -29,11 +29,15 @@ class ReferenceModel(Protocol):
 
 
 def open_reference(checkpoint: Checkpoint, backend: str, threads: int | None) -> ReferenceModel:
-    """The reference model in float32: "numpy" (any size) or "transformers" (needs torch)."""
+    """The reference model in float32: "numpy" (any size) or "transformers" (needs torch).
+
+    Either reads the files by another way than export did: a fault in that way would be in a copy, too.
+    """
     if backend == "numpy":
         from ...reference.model import Reference
+        from ...reference.safetensors_weights import SafetensorsWeights
 
-        return Reference(checkpoint)
+        return Reference(SafetensorsWeights(checkpoint.folder))
     if backend != "transformers":
         raise InputError(f"unknown reference backend {backend!r}; there are {' and '.join(BACKENDS)}")
     if not checkpoint.config.attention_layers:

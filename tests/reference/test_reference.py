@@ -232,9 +232,10 @@ import numpy as np
 from lfm_onnx.checkpoint.checkpoint import Checkpoint
 from lfm_onnx.hardware.memory import peak_rss_bytes
 from lfm_onnx.reference.model import Reference
+from lfm_onnx.reference.safetensors_weights import SafetensorsWeights
 
-checkpoint = Checkpoint.open(sys.argv[1])
-reference = Reference(checkpoint, cache_bytes=int(sys.argv[2]))
+reader = {"Checkpoint": Checkpoint.open, "SafetensorsWeights": SafetensorsWeights}[sys.argv[3]](sys.argv[1])
+reference = Reference(reader, cache_bytes=int(sys.argv[2]))
 before = peak_rss_bytes()
 reference.forward(np.arange(32), logits="last")
 print(peak_rss_bytes() - before)
@@ -245,12 +246,13 @@ def test_peak_memory_is_bounded_by_the_cache_and_not_by_the_checkpoint(tmp_path:
     """A model of 150 MB whose largest matrix takes 3 MB in float32: neither files nor weights stay resident."""
     stored = write_wide_moe(tmp_path)
 
-    def grown(cache_bytes: int) -> int:
-        command = [sys.executable, "-c", MEASURE_PEAK, str(tmp_path), str(cache_bytes)]
+    def grown(cache_bytes: int, reader: str = "Checkpoint") -> int:
+        command = [sys.executable, "-c", MEASURE_PEAK, str(tmp_path), str(cache_bytes), reader]
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
     assert stored > 140e6
     assert grown(cache_bytes=0) < 40e6
+    assert grown(cache_bytes=0, reader="SafetensorsWeights") < 80e6  # 32 MB of the files are mapped at most
     assert 50e6 < grown(cache_bytes=int(50e6)) < 90e6
 
 

@@ -27,6 +27,7 @@ from lfm_onnx.runtime.parity.onnx_model import OnnxModel, OnnxState, resolve_pro
 from lfm_onnx.runtime.parity.options import ParityOptions
 from lfm_onnx.runtime.parity.passages import passages_of
 from lfm_onnx.runtime.parity.prompts import default_prompts, read_prompts, task_prompts
+from lfm_onnx.runtime.parity.reference import BACKENDS
 from lfm_onnx.runtime.parity.report.contents import ParityReport
 from lfm_onnx.runtime.parity.tasks import answer_tasks, final_answer, read_tasks
 from model_variants import VARIANTS
@@ -108,6 +109,19 @@ def test_a_wrong_weight_is_seen_and_its_layer_named(
     assert {"logits", "hidden states"} <= missed
     # The artifact is wrong, but agrees with itself.
     assert "prefill and decode" not in missed and "padded on the left" not in missed
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_head_that_the_artifact_lacks_is_seen_though_config_says_tied(
+    variant_checkpoint: MakeVariant, exported_artifact: ArtifactFactory, tmp_path: Path, backend: str
+) -> None:
+    """The judge reads the files by another way than export does, which knows of one table only."""
+    tuned = Path(shutil.copytree(variant_checkpoint("dense_fp32"), tmp_path / "tuned"))
+    weights = load_file(tuned / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"][::-1].copy()
+    save_file(weights, tuned / "model.safetensors", {"format": "pt"})
+    report = run(exported_artifact("dense_fp32"), tuned, token_ids=[[5, 6, 7]], greedy_tokens=0, backend=backend)
+    assert not report.passed and report.logits.top1 < 0.5
 
 
 def test_the_other_models_artifact_is_refused(
