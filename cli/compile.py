@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..reporting.byte_size import byte_size
+from .finite_float import FiniteFloat
 from .progress import say
 
 if TYPE_CHECKING:
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
     help="device (default): prefill and decode in one binary. emulator: one each, which this machine can load.",
 )
 @click.option("--part", "parts", metavar="NAME", multiple=True, help="Compile this part alone; may be repeated.")
-@click.option("--memory", "memory_gb", type=float, metavar="GB", help="Memory that a part may take; what is free.")
+@click.option(
+    "--memory", "memory_gb", type=FiniteFloat(0, 1e9), metavar="GB", help="Memory that a part may take; what is free."
+)
 @click.option("--force", is_flag=True, help="Compile parts anew that are done already.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and compile nothing.")
 @click.option("--list-socs", is_flag=True, help="Print the chips that are known and nothing else.")

@@ -18,6 +18,7 @@ from ..export.export_request import ExportRequest, run_export
 from ..reporting.byte_size import byte_size
 from .export_console import print_result
 from .export_options import ContextLengths, Size, export_options
+from .finite_float import FiniteFloat
 from .interrupt import end_like_an_interrupt
 from .progress import export_bytes, say, step_progress
 
@@ -65,7 +66,7 @@ _NPU_ONLY = {
 )
 @click.option(
     "--headroom",
-    type=click.FloatRange(min=1, max=64),
+    type=FiniteFloat(min=1, max=64),
     metavar="FACTOR",
     help="qnn: room for activations beyond those of the calibration text [default: 1.25, or 4 with the shipped text].",
 )

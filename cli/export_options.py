@@ -13,11 +13,13 @@ from ..artifact.formats import SCALE_DTYPES
 from ..artifact.method import Method
 from ..artifact.precision import PRECISIONS
 from ..export.ops import OpsProfile
-from ..quantize.calibration_text import DEFAULT_CALIBRATION_TOKENS
+from ..quantize.calibration_text import DEFAULT_CALIBRATION_TOKENS, LEAST_TOKENS, MOST_TOKENS
+from .finite_float import FiniteFloat
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
+_MOST_BYTES = 1 << 60
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
 
 
@@ -30,7 +32,10 @@ class Size(click.ParamType):
         match = _SIZE.fullmatch(str(value))
         if match is None or match[2].upper() not in _UNITS:
             self.fail(f"{value!r} is no size: expected such as 4.8GB, 300MB or 1GiB", param, ctx)
-        return int(float(match[1]) * _UNITS[match[2].upper()])
+        size = float(match[1]) * _UNITS[match[2].upper()]
+        if size > _MOST_BYTES:
+            self.fail(f"{value!r} is more than any disk holds", param, ctx)
+        return int(size)
 
 
 class ContextLengths(click.ParamType):
@@ -75,13 +80,13 @@ _OPTIONS = (
     ),
     click.option(
         "--calibration-tokens",
-        type=click.IntRange(min=32),
+        type=click.IntRange(LEAST_TOKENS, MOST_TOKENS),
         default=DEFAULT_CALIBRATION_TOKENS,
         show_default=True,
         help="Most tokens of it.",
     ),
     click.option("--budget", type=Size(), metavar="SIZE", help="Choose bits by tensor: at most SIZE, such as 4.8GB."),
-    click.option("--max-kld", type=click.FloatRange(min=0, min_open=True), help="Choose bits by tensor: KLD in nats."),
+    click.option("--max-kld", type=FiniteFloat(min=0, min_open=True), help="Choose bits by tensor: KLD in nats."),
     click.option("--recipe", type=_FILE, help="Bits by tensor from a recipe, or from an artifact's manifest."),
     click.option("--threads", type=click.IntRange(min=1), help="CPU threads; bytes do not depend on them."),
     click.option("--tokenizer/--no-tokenizer", default=True, help="Require and copy the tokenizer files."),

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from .finite_float import FiniteFloat
+
 _MISSED = 1
 _PATH = click.Path(path_type=Path)
 
@@ -32,10 +34,12 @@ _PATH = click.Path(path_type=Path)
 @click.option("--layers", is_flag=True, help="Compare the hidden state after each layer.")
 @click.option("--report", "report_file", metavar="FILE.html|.md", type=_PATH, help="Write a report.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option("--max-kld", metavar="NATS", type=float, help="Limit of the mean KLD.")
-@click.option("--min-top1", metavar="SHARE", type=float, help="Least top-1 agreement, 0 to 1.")
-@click.option("--max-logit-diff", metavar="STDS", type=float, help="Limit of a logit's difference, in std of logits.")
-@click.option("--min-accuracy", metavar="SHARE", type=float, help="Least share of tasks right, 0 to 1.")
+@click.option("--max-kld", metavar="NATS", type=FiniteFloat(), help="Limit of the mean KLD.")
+@click.option("--min-top1", metavar="SHARE", type=FiniteFloat(), help="Least top-1 agreement, 0 to 1.")
+@click.option(
+    "--max-logit-diff", metavar="STDS", type=FiniteFloat(), help="Limit of a logit's difference, in std of logits."
+)
+@click.option("--min-accuracy", metavar="SHARE", type=FiniteFloat(), help="Least share of tasks right, 0 to 1.")
 @click.pass_context
 def parity(
     context: click.Context,
@@ -66,9 +70,6 @@ def parity(
     artifact = Artifact.open(folder, variant or ("qnn" if target == "qnn" else None))
     reference = Checkpoint.open(checkpoint, progress=progress)
     report = compare(artifact, reference, ParityOptions(**options), progress)
-    if report_file is not None:
-        write_report(report, report_file)
-        progress(f"wrote {report_file}")
     if as_json:
         click.echo(json.dumps(report.to_dict(), ensure_ascii=False))
     else:
@@ -77,5 +78,8 @@ def parity(
         from .parity_console import print_report
 
         print_report(report, Console())
+    if report_file is not None:  # after the verdict, which a full disk must not cost
+        write_report(report, report_file)
+        progress(f"wrote {report_file}")
     if not report.passed:
         context.exit(_MISSED)

@@ -36,10 +36,10 @@ def quantize(artifact: Path, variant: str | None, report: Path | None, **options
     request = with_context_length(request, source.context_length)
     end_like_an_interrupt()
     exported = run_export(source, request, say, export_bytes)
+    print_result(exported, as_json=request.as_json)
     if report is not None and exported.plan.quantization is not None and not request.dry_run:
         from ..export.quality_report import quality_report
         from ..quantize.report.document import write_report
 
         write_report(report, quality_report(exported, say))
         say(f"wrote {report}")
-    print_result(exported, as_json=request.as_json)

@@ -15,6 +15,7 @@ from ..artifact.method import Method
 from ..artifact.precision import FP32, PRECISIONS, Q4, Precision
 from ..checkpoint.checkpoint import Checkpoint
 from ..errors import InputError
+from ..hardware.cores import check_threads
 from ..quantize.choice import ChosenFormats, choose_formats
 from ..quantize.quantization import QuantizationOptions, settle_quantization
 from ..quantize.recipe import Recipe, read_recipe
@@ -111,6 +112,7 @@ def run_export(
     progress: is told what is being done. bytes_written: from the number of all bytes, what counts those written.
     """
     started = time.perf_counter()
+    check_threads(request.threads)
     if not request.dry_run:
         check_target(output_folder(request.output), replace=request.force, source=source.folder)
     plan, chosen = settle(source, request, progress)

@@ -6,7 +6,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..errors import InputError
 from .control_groups import control_groups, read_number, read_text
+
+MOST_THREADS = max(64, os.cpu_count() or 1)
+"""More threads than the machine has processors only take turns, each with a stack and buffers of its own."""
 
 _CPU_FOLDER = Path("/sys/devices/system/cpu")
 _SIZE_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -21,8 +25,17 @@ def usable_processors() -> int:
 
 
 def thread_count(threads: int | None) -> int:
-    """``threads``, or one for each usable processor."""
+    """``threads``, or one for each usable processor. InputError for a number that no machine has a use for."""
+    check_threads(threads)
     return threads or usable_processors()
+
+
+def check_threads(threads: int | None) -> None:
+    """InputError unless ``threads`` is None or from 1 to ``MOST_THREADS``."""
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise InputError(
+            f"threads: expected 1 to {MOST_THREADS}, found {threads}; more than there are processors only take turns"
+        )
 
 
 def physical_cores() -> int:

@@ -7,8 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from ..errors import InputError
-from .cores import last_level_cache_bytes
+from .cores import check_threads, last_level_cache_bytes
 
 _SMALLEST_BUFFER = 256 << 20
 _LARGEST_BUFFER = 2 << 30
@@ -21,8 +20,7 @@ class MemoryBandwidth:
     """Reads a buffer well above the caches with ``threads`` threads; ``measure`` as often as wanted."""
 
     def __init__(self, threads: int, buffer_bytes: int | None = None) -> None:
-        if threads < 1:
-            raise InputError(f"threads: expected 1 or more, found {threads}")
+        check_threads(threads)
         size = buffer_bytes or min(max(_SMALLEST_BUFFER, _BUFFER_PER_CACHE * last_level_cache_bytes()), _LARGEST_BUFFER)
         self._parts = np.array_split(np.empty(size // 8, np.int64), threads)
         self._pool = ThreadPoolExecutor(threads)

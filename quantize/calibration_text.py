@@ -26,6 +26,8 @@ DEFAULT_CALIBRATION_TOKENS = 2048
 SEQUENCE_TOKENS = 512
 # Less of a text says little: where the limit cannot give every file this much, files are left out at even distances.
 LEAST_TOKENS = 32
+MOST_TOKENS = 1 << 18
+"""Each layer's inputs are held for all tokens, 2 GB of float32 at a width of 2048; GPTQ's authors took as many."""
 
 
 class TokenizedModel(Protocol):
@@ -50,8 +52,8 @@ def load_calibration(
     leave theirs to the others; within a file, the sequences are spread from its beginning to its end. The same files
     give the same sequences. Raises InputError (file, line, what was expected) and TokenizerError.
     """
-    if max_tokens < LEAST_TOKENS:
-        raise InputError(f"calibration: expected a limit of at least {LEAST_TOKENS} tokens, found {max_tokens}")
+    if not LEAST_TOKENS <= max_tokens <= MOST_TOKENS:
+        raise InputError(f"calibration: expected {LEAST_TOKENS} to {MOST_TOKENS} tokens, found {max_tokens}")
     tokenizer = ChatTokenizer.load(checkpoint.folder)
     # The default text's conversations are left out where nothing can render them; a user's own are an error.
     chats = path is not None or tokenizer.has_template

@@ -14,6 +14,7 @@ from ..artifact.manifest import MANIFEST_NAME, Manifest
 from ..artifact.method import Method
 from ..errors import InputError
 from ..strict_json import JsonObject, shown
+from .calibration_text import MOST_TOKENS
 from .tensor_groups import Formats, TensorGroup
 
 RECIPE_VERSION = 1
@@ -123,7 +124,7 @@ def _calibration(fields: JsonObject) -> CalibrationText:
     fields.require_only(("sha256", "tokens"))
     if _SHA256.fullmatch(fields.text("sha256")) is None:
         raise fields.refuse("sha256", "64 hexadecimal digits")
-    return CalibrationText(fields.text("sha256"), fields.integer("tokens", 1))
+    return CalibrationText(fields.text("sha256"), fields.integer("tokens", 1, MOST_TOKENS))
 
 
 def _formats(fields: JsonObject, groups: Sequence[TensorGroup]) -> dict[str, BlockFormat]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..errors import InputError, OutputError
@@ -20,14 +23,37 @@ def require_report_file(path: Path) -> None:
         raise InputError(WITHOUT_MATPLOTLIB)
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise OutputError(f"--report {path}: expected a file in a folder that exists")
+    if os.path.islink(os.path.realpath(path)) or (path.exists() and not (path.is_file() and os.access(path, os.W_OK))):
+        raise OutputError(f"--report {path}: cannot be written")
+    with _in_place(path):
+        pass
 
 
 def write_report_file(path: Path, html: Callable[[], str], markdown: Callable[[], str]) -> None:
-    """Write the document that ``path`` asks for; replaces an older one. Raises InputError, OutputError."""
+    """Write the document that ``path`` asks for. InputError, OutputError: an older report then stays as it is."""
     require_report_file(path)
     text = markdown() if path.suffix.lower() == ".md" else html()
-    try:
+    with _in_place(path) as beside:
         # What no UTF-8 text holds (half a surrogate pair, in a hostile name) must not cost the report.
-        path.write_text(text, encoding="utf-8", errors="replace")
+        with beside.open("w", encoding="utf-8", errors="replace") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            shutil.copymode(path, beside)
+        os.replace(beside, os.path.realpath(path))
+
+
+@contextlib.contextmanager
+def _in_place(path: Path) -> Iterator[Path]:
+    """A new, empty file in the folder where ``path`` lies, removed in the end; OutputError where it cannot be."""
+    real = Path(os.path.realpath(path))
+    beside = real.with_name(f".{os.getpid()}-report.partial")
+    try:
+        beside.touch(exist_ok=False)
+        try:
+            yield beside
+        finally:
+            beside.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"--report {path}: cannot be written: {error.strerror or error}") from error

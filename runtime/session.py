@@ -11,6 +11,7 @@ import numpy as np
 
 from ..artifact.artifact import Artifact
 from ..errors import ArtifactError, InputError
+from ..hardware.cores import check_threads
 from .native_library import register_native_ops
 from .session_protocol import SequenceState, own_state
 from .state import DecoderState, StateLayout
@@ -145,8 +146,7 @@ def _bind_output(binding: Any, name: str, array: np.ndarray) -> None:
 def _load(
     onnxruntime: Any, model_path: Path, providers: Sequence[str] | None, threads: int | None, native: bool | None
 ) -> Any:
-    if threads is not None and threads < 1:
-        raise InputError(f"threads: expected 1 or more, found {threads}")
+    check_threads(threads)
     wanted = list(providers or ["CPUExecutionProvider"])
     available = onnxruntime.get_available_providers()
     unknown = [provider for provider in wanted if provider not in available]

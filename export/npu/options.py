@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from ...checkpoint.checkpoint import Checkpoint
 from ...errors import InputError
+from ...hardware.cores import check_threads
 from .calibration import CalibrationOptions, Ids
 from .part_graph import MoeForm
 from .parts import WEIGHT_BUDGET, NpuWeights
@@ -62,6 +63,7 @@ class NpuOptions:
 
     def check(self, checkpoint: Checkpoint) -> None:
         """InputError where a number does not fit the model."""
+        check_threads(self.threads)
         longest = checkpoint.config.max_position_embeddings
         lengths = self.context_lengths
         if not lengths or len(set(lengths)) != len(lengths):

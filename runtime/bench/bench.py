@@ -12,12 +12,14 @@ import numpy as np
 
 from ...artifact.artifact import Artifact
 from ...errors import InputError
-from ...hardware.cores import physical_cores
+from ...hardware.cores import check_threads, physical_cores
 from ...hardware.memory_bandwidth import MemoryBandwidth
 from ..inspection import inspect_artifact
 from .process import BenchWorker
 
 PERCENTILES = (5, 95)
+MOST_REPETITIONS = 1000
+"""Percentiles change no more long before."""
 _WORKER = (sys.executable, "-m", f"{__package__}.worker")
 
 
@@ -38,11 +40,13 @@ class BenchOptions:
     npu: dict[str, Any] | None = None
 
     def check(self) -> None:
-        """InputError where a number is below 1."""
-        for name in ("prompt_tokens", "new_tokens", "repeat", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name}: expected 1 or more, found {value}")
+        """InputError where a number is below 1, or asks for more than anybody waits for."""
+        check_threads(self.threads)
+        for name in ("prompt_tokens", "new_tokens"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: expected 1 or more, found {getattr(self, name)}")
+        if not 1 <= self.repeat <= MOST_REPETITIONS:
+            raise InputError(f"repeat: expected 1 to {MOST_REPETITIONS}, found {self.repeat}")
 
 
 @dataclass(frozen=True)

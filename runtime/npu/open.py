@@ -9,6 +9,7 @@ from pathlib import Path
 from ...artifact.artifact import Artifact, Verification
 from ...artifact.npu_manifest import NpuManifest, is_npu_artifact
 from ...errors import ArtifactError, InputError
+from ...hardware.cores import check_threads
 from ..opened_session import OpenedSession, limited_context_length, open_decoder
 from ..session import DecoderSession
 from .backends import Backend, CpuBackend, open_backend
@@ -32,6 +33,7 @@ def open_npu_session(
 ) -> OpenedSession:
     """Open the export in ``folder`` and start what its plan needs. Raises LfmOnnxError."""
     options.check()
+    check_threads(threads)
     artifact = Artifact.open(folder, VARIANT, verify=verify)
     if not is_npu_artifact(artifact):
         raise ArtifactError(f"{folder} was not exported with --target qnn")

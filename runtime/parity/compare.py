@@ -13,6 +13,7 @@ from ...artifact.npu_manifest import is_npu_artifact
 from ...checkpoint.checkpoint import Checkpoint
 from ...checkpoint.tokenizer import ChatTokenizer
 from ...errors import ArtifactError
+from ...hardware.cores import check_threads
 from ..generation_config import end_token_ids, read_generation_config
 from .greedy import greedy_agreement
 from .identity import identity, limits_name, require_same_config
@@ -60,6 +61,7 @@ class _Comparison:
     def __init__(self, artifact: Artifact, checkpoint: Checkpoint, options: ParityOptions, progress: Progress) -> None:
         self.artifact, self.checkpoint, self.options, self.progress = artifact, checkpoint, options, progress
         self.started = time.monotonic()
+        check_threads(options.threads)
         resolve_provider(options.provider)
         require_same_config(artifact, checkpoint)
         self.thresholds = Thresholds.of_variant(
