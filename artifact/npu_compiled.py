@@ -12,7 +12,8 @@ from typing import Any
 from ..errors import ArtifactError
 from ..strict_json import parse_json
 from .artifact import Artifact
-from .npu_manifest import NpuGraph, NpuManifest, NpuPart
+from .npu_manifest import NpuManifest
+from .npu_parts import NpuGraph, NpuPart
 
 COMPILED = "compiled"
 RECORD = "compiled.json"

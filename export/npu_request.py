@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ..artifact.method import Method
+from ..artifact.npu_manifest import NPU_MANIFEST_NAME
 from ..checkpoint.checkpoint import Checkpoint
 from ..errors import InputError
 from ..quantize.own_text import writes_own_text
 from ..quantize.quantization import calibration_sequences
 from .npu import NpuOptions, NpuWeights, PartPlan, export_npu, plan_parts
-from .npu.npu_manifest import NPU_MANIFEST_NAME
 
 WEIGHTS = {"q4": NpuWeights.INT4, "q8": NpuWeights.INT8}
 DEFAULT_PRECISION = "q4"

@@ -8,13 +8,11 @@ from pathlib import Path
 
 from ...artifact.files import ArtifactFile
 from ...artifact.manifest import Manifest, Variant
+from ...artifact.npu_manifest import NPU_MANIFEST_NAME, TARGET
 from ...checkpoint.checkpoint import Checkpoint
 from ..manifest import SourceHash, model_facts, source_of, tool_versions
 from .float_model import OPSET
-from .npu_manifest import NPU_MANIFEST_NAME
 from .parts import NpuWeights
-
-VARIANT = "qnn"
 
 
 def write_model_files(folder: Path, checkpoint: Checkpoint, *, tokenizer: bool) -> list[str]:
@@ -48,8 +46,8 @@ def write_artifact_manifest(
     Manifest(
         source=source_of(checkpoint, source_hash.files()),
         model=model_facts(checkpoint, context_length),
-        variants={VARIANT: variant},
+        variants={TARGET: variant},
         files=tuple(ArtifactFile.describe(folder, name) for name in names),
         tools=tool_versions(),
-        target=VARIANT,
+        target=TARGET,
     ).write(folder)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ... import __version__
 from ...artifact.method import Method
+from ...artifact.npu_manifest import Calibration, Embedding, NpuManifest
+from ...artifact.npu_parts import NpuPart, NpuPort
 from ...checkpoint.checkpoint import Checkpoint
 from ...quantize.calibration_text import load_calibration
 from ..client_configs import require_tokenizer
@@ -23,9 +24,9 @@ from ..staging import Staging
 from .artifact_files import write_artifact_manifest, write_model_files
 from .calibration import Ids, calibrate
 from .float_model import OPSET
-from .npu_manifest import NPU_MANIFEST_NAME, NPU_MANIFEST_VERSION, state_entries
+from .manifest_entries import states_of
 from .options import NpuOptions
-from .part_export import EMBEDDING_FILE, PartExport
+from .part_export import PartExport
 from .parts import NpuWeights, PartPlan, plan_parts
 from .quantization import Range
 from .weight_inputs import WeightInputs
@@ -39,7 +40,7 @@ def export_npu(
     options: NpuOptions | None = None,
     *,
     on_step: Callable[[str], None] = lambda step: None,
-) -> dict[str, Any]:
+) -> NpuManifest:
     """Write the graphs of ``checkpoint`` to the folder ``output``; the NPU manifest.
 
     on_step is told what is done: calibrated layers, written parts. Interrupted, the folder is not there, and the next
@@ -72,14 +73,14 @@ def export_npu(
         if quantized and options.error_feedback:
             inputs = WeightInputs(checkpoint, [np.asarray(ids) for ids in sequences], threads=options.threads)
         export = PartExport(staging, checkpoint, options, ranges, inputs)
-        entries = []
+        written = []
         for part in parts:
-            entries.append(export.write(part))
+            written.append(export.write(part))
             on_step(f"wrote part {part.index + 1} of {len(parts)}")
-        manifest = _npu_manifest(checkpoint, options, entries, export.write_embedding())
+        manifest = _npu_manifest(staging.folder, checkpoint, options, written, export.write_embedding())
         _check_boundaries(manifest)
-        (staging.folder / NPU_MANIFEST_NAME).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        names = [*_npu_files(manifest), *write_model_files(staging.folder, checkpoint, tokenizer=options.tokenizer)]
+        manifest.write()
+        names = [*manifest.files(), *write_model_files(staging.folder, checkpoint, tokenizer=options.tokenizer)]
         write_artifact_manifest(
             staging.folder,
             checkpoint,
@@ -89,7 +90,7 @@ def export_npu(
             names,
         )
         staging.publish()
-    return manifest
+    return replace(manifest, folder=output)
 
 
 def _sequences(checkpoint: Checkpoint, options: NpuOptions) -> list[Ids]:
@@ -123,50 +124,44 @@ def _ranges(
     return {name: (low, high) for name, (low, high) in json.loads(path.read_text(encoding="utf-8")).items()}
 
 
-def _check_boundaries(manifest: dict[str, Any]) -> None:
+def _check_boundaries(manifest: NpuManifest) -> None:
     """What the embedding table or a part gives, the next part takes as it is."""
-    given = manifest["embedding"]
-    for before, after in itertools.pairwise([None, *manifest["parts"]]):
-        if before is not None:
-            given = next(port for port in before["graphs"][0]["outputs"] if port["role"] == "hidden")
-        taken = next(port for port in after["graphs"][0]["inputs"] if port["role"] == "hidden")
-        keys = ("dtype", "scale", "zero_point")
-        assert [given.get(key) for key in keys] == [taken.get(key) for key in keys], after["name"]
+    given: NpuPort | Embedding = manifest.embedding
+    for part in manifest.parts:
+        taken = _hidden(part.graphs[0].inputs)
+        assert (given.dtype, given.scale, given.zero_point) == (taken.dtype, taken.scale, taken.zero_point), part.name
+        if not part.head:
+            given = _hidden(part.graphs[0].outputs)
+
+
+def _hidden(ports: Sequence[NpuPort]) -> NpuPort:
+    return next(port for port in ports if port.role == "hidden")
 
 
 def _npu_manifest(
-    checkpoint: Checkpoint, options: NpuOptions, parts: Sequence[dict[str, Any]], embedding: dict[str, Any]
-) -> dict[str, Any]:
+    folder: Path, checkpoint: Checkpoint, options: NpuOptions, parts: Sequence[NpuPart], embedding: Embedding
+) -> NpuManifest:
     quantized = options.weights is not NpuWeights.FLOAT
-    manifest: dict[str, Any] = {
-        "npu_manifest_version": NPU_MANIFEST_VERSION,
-        "target": "qnn",
-        "opset": OPSET,
-        "precision": {
+    method = Method.GPTQ if options.error_feedback else Method.RTN
+    return NpuManifest(
+        folder=folder,
+        opset=OPSET,
+        precision={
             "weights": options.weights.value,
             "activations": "uint16" if quantized else "float32",
             "kv_cache": "uint8" if quantized else "float32",
             "moe_prefill": options.prefill.value,
             "moe_decode": options.decode.value,
         },
-        "chunk": options.chunk,
-        "context_lengths": list(options.context_lengths),
-        "embedding": embedding,
-        "rotary": {"theta": checkpoint.config.rope_theta, "head_dim": checkpoint.config.head_dim},
-        "parts": list(parts),
-        "states": state_entries(parts),
-    }
-    if not quantized:
-        return manifest
-    method = (Method.GPTQ if options.error_feedback else Method.RTN).value
-    return {**manifest, "ranges": RANGES_FILE, "method": method, "headroom": options.chosen_headroom}
-
-
-def _npu_files(manifest: dict[str, Any]) -> list[str]:
-    names = [NPU_MANIFEST_NAME, EMBEDDING_FILE, *([RANGES_FILE] if "ranges" in manifest else [])]
-    for part in manifest["parts"]:
-        names += [*(graph["file"] for graph in part["graphs"]), part["weights_file"]]
-    return names
+        chunk=options.chunk,
+        context_lengths=tuple(options.context_lengths),
+        embedding=embedding,
+        rotary_theta=checkpoint.config.rope_theta,
+        head_dim=checkpoint.config.head_dim,
+        parts=tuple(parts),
+        states=states_of(parts),
+        calibration=Calibration(RANGES_FILE, method.value, options.chosen_headroom) if quantized else None,
+    )
 
 
 def _fingerprint(

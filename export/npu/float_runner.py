@@ -11,6 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 
+from ...artifact.npu_parts import STATE_ROLES
 from ...checkpoint.checkpoint import Checkpoint
 from .call_inputs import attention_mask, rotary_inputs, state_columns
 from .float_model import FloatModel
@@ -121,10 +122,9 @@ class FloatPart:
         self.prefill, self.decode = (FloatGraph(graph, weights, ranges=ranges) for graph in graphs)
 
     def new_state(self) -> SequenceState:
-        states = ("conv_state", "key_cache", "value_cache")
         inputs = self.decode.graph.inputs
         return SequenceState(
-            arrays={port.name: np.zeros(port.value.shape, np.float32) for port in inputs if port.role in states}
+            arrays={port.name: np.zeros(port.value.shape, np.float32) for port in inputs if port.role in STATE_ROLES}
         )
 
     def feed(self, hidden: Array, state: SequenceState, *, prefill: bool) -> dict[str, Array]:

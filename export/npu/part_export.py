@@ -8,11 +8,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from ...artifact.npu_manifest import Embedding
+from ...artifact.npu_parts import NpuPart
 from ...checkpoint.checkpoint import Checkpoint
-from ...errors import InputError
+from ...errors import InputError, OutputError
+from ...strict_json import JsonObject
 from ..staging import Staging
 from .forms import check_graph
-from .npu_manifest import graph_entry, part_entry
+from .manifest_entries import npu_graph, npu_part
 from .options import NpuOptions
 from .part_files import WEIGHTS_FILE, DeclaredGraph, PartWriter
 from .part_graph import PartShape, Phase, declare_part
@@ -47,8 +50,8 @@ class PartExport:
         self._ranges = ranges
         self._inputs = inputs
 
-    def write(self, part: PartPlan) -> dict[str, Any]:
-        """The part's manifest entry; its files are written unless an earlier run finished them.
+    def write(self, part: PartPlan) -> NpuPart:
+        """The part as the manifest lists it; its files are written unless an earlier run finished them.
 
         InputError where a graph has a form that the compiler would get wrong.
         """
@@ -57,41 +60,36 @@ class PartExport:
         names = [*(f"{folder}/{declared.file}" for declared in graphs), f"{folder}/{WEIGHTS_FILE}"]
         records = [self._staging.finished(name) for name in names]
         if (last := records[-1]) is not None and None not in records:
-            return dict(last["entry"])
+            return NpuPart.from_json(JsonObject(last["entry"], f"{self._staging.folder}: the journal", OutputError))
         quantization = None
         if self._ranges is not None:
             quantization = assign([declared.graph for declared in graphs], self._ranges, self._options.chosen_headroom)
         target = self._staging.folder / folder
         writer = PartWriter(target, quantization, self._stored_as, self._inputs, threads=self._options.threads)
         writer.write(graphs)
-        entries = []
+        listed = []
         for declared in graphs:
             self._refuse_wrong_forms(target / declared.file)
             sizes = writer.weight_bytes[declared.file]
-            entries.append(graph_entry(declared, folder, quantization, sizes))
-        entry = part_entry(part, entries, (target / WEIGHTS_FILE).stat().st_size, folder)
+            listed.append(npu_graph(declared, folder, quantization, sizes))
+        written = npu_part(part, listed, (target / WEIGHTS_FILE).stat().st_size, folder)
         for name in names:
             record: dict[str, Any] = {"bytes": (self._staging.folder / name).stat().st_size}
-            self._staging.finish(name, {**record, "entry": entry} if name == names[-1] else record)
-        return entry
+            self._staging.finish(name, {**record, "entry": written.to_dict()} if name == names[-1] else record)
+        return written
 
-    def write_embedding(self) -> dict[str, Any]:
-        """The table in the quantization of the first part's input, so that a lookup copies a row; its entry."""
+    def write_embedding(self) -> Embedding:
+        """The table in the quantization of the first part's input, so that a lookup copies a row."""
         config = self._checkpoint.config
         used = None
         if self._ranges is not None:
             used = QuantizationParameters.over(*self._ranges[EMBEDDINGS], "uint16")
-        dtype = "float32" if used is None else used.dtype
         with (self._staging.folder / EMBEDDING_FILE).open("wb") as out:
             self._write_table(out, used)
-        entry: dict[str, Any] = {
-            "file": EMBEDDING_FILE,
-            "dtype": dtype,
-            "shape": [config.vocab_size, config.hidden_size],
-            "offset": 0,
-            "row_bytes": np.dtype(dtype).itemsize * config.hidden_size,
-        }
-        return entry if used is None else {**entry, "scale": used.scale, "zero_point": used.zero_point}
+        dtype, rows, width = np.dtype(used.dtype if used else "float32"), config.vocab_size, config.hidden_size
+        if used is None:
+            return Embedding(EMBEDDING_FILE, dtype, rows, width)
+        return Embedding(EMBEDDING_FILE, dtype, rows, width, scale=used.scale, zero_point=used.zero_point)
 
     def _write_table(self, out: BinaryIO, used: QuantizationParameters | None) -> None:
         config = self._checkpoint.config

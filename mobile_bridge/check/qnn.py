@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...artifact.artifact import Artifact
-from ...artifact.npu_manifest import NpuGraph, NpuManifest
+from ...artifact.npu_manifest import NpuManifest
+from ...artifact.npu_parts import NpuGraph
 from ...errors import ArtifactError
 from ...hardware.chips import DEFAULT_CHIP, chip
 from ...runtime.npu.provider import PROVIDER, device, versions

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from ...artifact.artifact import Artifact
 from ...artifact.npu_compiled import COMPILED, PartRecord, part_folder, source_digest
-from ...artifact.npu_manifest import NpuManifest, NpuPart
+from ...artifact.npu_manifest import NpuManifest
+from ...artifact.npu_parts import NpuPart
 from ...errors import ArtifactError, InputError, LfmOnnxError, OutputError
 from ...hardware.chips import Chip
 from ...hardware.chips import chip as chip_named

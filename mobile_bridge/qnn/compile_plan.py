@@ -9,7 +9,8 @@ from typing import Any
 
 from ...artifact.artifact import Artifact
 from ...artifact.npu_compiled import BUILDS, PartRecord, Versions, part_folder, source_digest
-from ...artifact.npu_manifest import NpuManifest, NpuPart
+from ...artifact.npu_manifest import NpuManifest
+from ...artifact.npu_parts import NpuPart
 from ...errors import InputError
 from ...hardware.chips import Chip
 from ...hardware.compile_cost import GraphToCompile, compile_memory, compile_seconds
@@ -58,9 +59,10 @@ def plan_compile(
 def _planned(
     artifact: Artifact, part: NpuPart, weights: str, chip: Chip, build: str, here: Versions | None
 ) -> PartToCompile:
-    by_phase = part.compiled_bytes or part.weight_bytes
     costs = [
-        GraphToCompile(by_phase[graph.phase], weights, any(value.role == "expert_index" for value in graph.inputs))
+        GraphToCompile(
+            part.compiled_bytes[graph.phase], weights, any(port.role == "expert_index" for port in graph.inputs)
+        )
         for graph in part.graphs
     ]
     return PartToCompile(

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from ...artifact.artifact import Artifact
 from ...artifact.npu_compiled import compiled_graphs, compiled_socs
-from ...artifact.npu_manifest import NpuGraph, NpuManifest
+from ...artifact.npu_manifest import NpuManifest
+from ...artifact.npu_parts import NpuGraph
 from ...errors import ArtifactError, InputError, LfmOnnxError
 from ...hardware.chips import DEFAULT_CHIP, chip
 from .provider import (

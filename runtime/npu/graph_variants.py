@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from ...artifact.npu_manifest import NpuGraph, NpuPort
+from ...artifact.npu_parts import NpuGraph, NpuPort
 from ...errors import ArtifactError
 
 

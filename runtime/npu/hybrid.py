@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...artifact.npu_manifest import NpuManifest, NpuPort, State
+from ...artifact.npu_manifest import NpuManifest, State
+from ...artifact.npu_parts import NpuPort
 from ...errors import ArtifactError
 from ..session import DecoderSession
 from ..session_protocol import SequenceState, own_state

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...artifact.npu_manifest import NpuPort
+from ...artifact.npu_parts import NpuPort
 
 
 def quantize(values: np.ndarray, value: NpuPort) -> np.ndarray:

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ...artifact.npu_manifest import NpuGraph, NpuManifest, NpuPart, NpuPort
+from ...artifact.npu_manifest import NpuManifest
+from ...artifact.npu_parts import NpuGraph, NpuPart, NpuPort
 from ...errors import ArtifactError, InputError, LfmOnnxError
 from ..session_protocol import SequenceState, own_state
 from .backends import Backend
@@ -36,7 +37,7 @@ class NpuSession:
         self.backend = backend
         self._fallback = fallback
         self._notice = notice or (lambda _line: None)
-        self._embedding = EmbeddingTable(manifest.embedding)
+        self._embedding = EmbeddingTable(manifest)
         self._rotary = RotaryTable(manifest)
         self._calls: dict[tuple[Any, ...], _Call] = {}
         try:

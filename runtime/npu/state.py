@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...artifact.npu_manifest import NpuGraph, NpuManifest, State
+from ...artifact.npu_manifest import NpuManifest, State
+from ...artifact.npu_parts import STATE_ROLES, NpuGraph
 from ...errors import InputError
 from ..state import Snapshot
 from .quantization import empty
@@ -98,8 +99,7 @@ class NpuState:
         return self.arrays[state.part][state.input]
 
     def _zeros(self, graph: NpuGraph) -> dict[str, np.ndarray]:
-        roles = ("conv_state", "key_cache", "value_cache")
-        return {value.name: empty(value) for value in graph.inputs if value.role in roles}
+        return {value.name: empty(value) for value in graph.inputs if value.role in STATE_ROLES}
 
 
 def _columns(axis: int, start: int, stop: int) -> tuple[slice, ...]:

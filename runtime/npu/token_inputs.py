@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...artifact.npu_manifest import Embedding, NpuManifest, NpuPort
+from ...artifact.npu_manifest import NpuManifest
+from ...artifact.npu_parts import NpuPort
 from ...errors import ArtifactError
 from .quantization import quantize
 
@@ -15,11 +16,12 @@ HIDDEN = -100.0
 class EmbeddingTable:
     """Rows of the table, straight from the mapped file: only the rows that are looked up are read."""
 
-    def __init__(self, embedding: Embedding) -> None:
+    def __init__(self, manifest: NpuManifest) -> None:
+        embedding = manifest.embedding
         self.dtype, self.width = embedding.dtype, embedding.width
         self._zero_point = embedding.zero_point
         shape = (embedding.rows, embedding.width)
-        self._rows = np.memmap(embedding.file, embedding.dtype, "r", embedding.offset, shape)
+        self._rows = np.memmap(manifest.embedding_path, embedding.dtype, "r", embedding.offset, shape)
 
     def fill(self, target: np.ndarray, ids: np.ndarray) -> None:
         """Write rows ``ids`` [n] into ``target`` [1, S, H]; the rows after them become zero."""

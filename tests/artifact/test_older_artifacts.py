@@ -39,6 +39,14 @@ def test_the_logits_are_those_of_then(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["fp32", "q4", "npu"])
+def test_nothing_in_the_manifests_is_lost_on_reading(name: str) -> None:
+    artifact = Artifact.open(FOLDER / name)
+    assert artifact.manifest.to_dict() == json.loads((FOLDER / name / "lfm_manifest.json").read_text())
+    if name == "npu":
+        assert NpuManifest.read(artifact).to_dict() == json.loads(artifact.model_path.read_text())
+
+
+@pytest.mark.parametrize("name", ["fp32", "q4", "npu"])
 def test_generate_answers_a_chat(name: str) -> None:
     arguments = ("generate", FOLDER / name, "--prompt", "hi", "--max-new-tokens", 6, "--threads", 1, "--json")
     answer = json.loads(command_output(*arguments, *(("--npu-backend", "cpu") if name == "npu" else ())))

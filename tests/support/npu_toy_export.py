@@ -78,7 +78,9 @@ def write_toy_export(folder: Path, *, refused_node: bool = False, seed: int = 0)
         size = (model.mix if index == 0 else model.head).size
         parts.append(
             {"index": index, "name": f"part{index}", "layers": [index, index + 1], "head": index == 1,
-             "weight_bytes": {"prefill": size, "decode": size, "file": size}, "graphs": graphs}
+             "weight_bytes": {"prefill": size, "decode": size, "file": size},
+             "compiled_weight_bytes": {"prefill": size, "decode": size}, "token_bytes": size,
+             "weights_file": f"npu/part{index}/weights.bin", "graphs": graphs}
         )  # fmt: skip
     manifest = {
         "npu_manifest_version": 1,

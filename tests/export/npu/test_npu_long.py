@@ -49,12 +49,12 @@ def test_layers_of_real_width_compile_to_what_the_plan_says(
         tokenizer=False,
     )
     manifest = export_npu(Checkpoint.open(wide), tmp_path / "out", options)
-    assert [(part["layers"], part["head"]) for part in manifest["parts"]] == [([0, 2], False), ([2, 2], True)]
+    assert [(part.first_layer, part.last_layer, part.head) for part in manifest.parts] == [(0, 2, False), (2, 2, True)]
     artifact = Artifact.open(tmp_path / "out")
     planned = plan_compile(artifact, NpuManifest.read(artifact), SM8750, ("emulator",))
     records = compile_export(tmp_path / "out", CompileOptions(SM8750, ("emulator",)), print)
-    for part, plan, record in zip(manifest["parts"], planned, records, strict=True):
-        written = sum(part["compiled_weight_bytes"].values())
+    for part, plan, record in zip(manifest.parts, planned, records, strict=True):
+        written = sum(part.compiled_bytes.values())
         assert 0.9 * written < sum(record.files.values()) < 1.15 * written
         assert 1 / WITHIN < record.peak_rss_bytes / plan.expected_memory_bytes < WITHIN
 

@@ -18,8 +18,10 @@ from lfm_onnx.runtime.npu.quantization import dequantize, quantize
 from lfm_onnx.runtime.npu.run_options import NpuRunOptions
 from lfm_onnx.runtime.npu.session import NpuSession
 from lfm_onnx.runtime.npu.state import NpuState
+from lfm_onnx.strict_json import JsonObject
 from npu_toy_export import CHUNK, CONTEXTS, ToyModel, write_toy_export
 
+EMBEDDING = {"file": "npu/embedding.bin", "dtype": "uint16", "shape": [16, 8], "offset": 0}
 IDS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4, 6, 2, 6, 4]
 # The KV cache has 8 bits: steps of 1/16 in values of up to 8, which the head multiplies.
 TOLERANCE = 0.15
@@ -206,13 +208,13 @@ def test_wrong_options_are_refused(toy: tuple[Path, ToyModel]) -> None:
     ("change", "message"),
     [
         ({"chunk": 0}, "chunk is 0"),
-        ({"npu_manifest_version": 9}, "version is 9"),
+        ({"npu_manifest_version": 9}, "npu_manifest_version is 9, expected 1"),
         ({"parts": []}, "no parts"),
         ({"context_lengths": [7]}, "no prefill graph of context length 7"),
-        ({"embedding": {"file": "../secret", "dtype": "uint16", "shape": [1, 1]}}, "leaves the artifact's folder"),
-        ({"embedding": {"file": "config.json", "dtype": "uint16", "shape": [99999, 99999]}}, "the embedding needs"),
+        ({"embedding": {**EMBEDDING, "file": "../secret"}}, "expected a path that stays in the folder"),
+        ({"embedding": {**EMBEDDING, "shape": [99999, 99999]}}, "the embedding needs"),
         ({"rotary": {"theta": float("nan"), "head_dim": 8}}, "rotary.theta is nan"),
-        ({"states": [{"layer": 0, "part": 5, "kind": "conv", "update": "replace"}]}, "a state has update"),
+        ({"states": [{"layer": 0, "part": 5, "kind": "conv", "update": "replace"}]}, "states[0].input is missing"),
     ],
 )
 def test_a_manifest_that_cannot_be_right_is_refused_by_name(
@@ -222,10 +224,8 @@ def test_a_manifest_that_cannot_be_right_is_refused_by_name(
     data = json.loads(artifact.model_path.read_text()) | change
     changed = tmp_path / "npu_manifest.json"
     changed.write_text(json.dumps(data))
-    from lfm_onnx.artifact.npu_manifest import _Reader
-
     with pytest.raises(ArtifactError) as caught:
-        _Reader(artifact.folder, changed).read()
+        NpuManifest.from_json(JsonObject.read(changed, ArtifactError), artifact.folder)
     assert message in str(caught.value) or "NaN" in str(caught.value)
 
 
