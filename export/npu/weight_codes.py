@@ -10,8 +10,7 @@ import numpy.typing as npt
 
 from ...artifact.int4 import pack_int4
 from ...quantize.blas_threads import single_threaded_blas
-from ...quantize.error_feedback import many_small_steps
-from ...quantize.gptq import gptq_codes
+from ...quantize.gptq import gptq_codes, many_small_steps
 from .float_weights import PACKED_STEPS, PIECE_ELEMENTS, normalized, row_pieces
 from .static_graph import Array, Weight
 from .weight_inputs import WeightInputs

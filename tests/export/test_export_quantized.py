@@ -26,7 +26,7 @@ from lfm_onnx.checkpoint.tokenizer import ChatTokenizer
 from lfm_onnx.cli.main import main
 from lfm_onnx.errors import CheckpointError, InputError
 from lfm_onnx.export import ExportOptions, OpsProfile, plan_export
-from lfm_onnx.export.block_weights import BlockWeight
+from lfm_onnx.export.weights import BlockWeight
 from lfm_onnx.quantize.methods import Quantizer
 from lfm_onnx.quantize.round_to_nearest import quantize_round_to_nearest
 from lfm_onnx.reference.model import Reference

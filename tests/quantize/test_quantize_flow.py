@@ -23,7 +23,7 @@ from lfm_onnx.cli.main import main
 from lfm_onnx.errors import ArtifactError, PromiseError
 from lfm_onnx.export import OpsProfile, weights
 from lfm_onnx.export.artifact_source import ArtifactSource
-from lfm_onnx.export.block_weights import BlockWeight
+from lfm_onnx.export.weights import BlockWeight
 from lfm_onnx.quantize.budget import Upgrade, fewest_steps, spend, upgrades
 from lfm_onnx.quantize.round_to_nearest import quantize_round_to_nearest
 from lfm_onnx.quantize.sensitivity import GroupOptions, Option
