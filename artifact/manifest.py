@@ -40,17 +40,21 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Source:
-    """The checkpoint: its hub id or folder's name, and digests of its weight files together and of its config.json."""
+    """The checkpoint: its hub id or folder's name, and digests of its weight files together and of its config.json.
+
+    notes: one line on each thing of it that is not used, or not as it says.
+    """
 
     checkpoint: str
     content_sha256: str
     config_sha256: str
     files: tuple[SourceFile, ...]
+    notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, checkpoint: str, config_sha256: str, files: Sequence[SourceFile]) -> Source:
+    def of(cls, checkpoint: str, config_sha256: str, files: Sequence[SourceFile], notes: Sequence[str]) -> Source:
         content = hashlib.sha256("".join(file.sha256 for file in files).encode()).hexdigest()
-        return cls(checkpoint, content, config_sha256, tuple(files))
+        return cls(checkpoint, content, config_sha256, tuple(files), tuple(notes))
 
     @classmethod
     def from_json(cls, entry: JsonObject) -> Source:
@@ -62,7 +66,17 @@ class Source:
                 SourceFile(file.text("path"), file.integer("bytes", 0), file.text("sha256"))
                 for file in entry.objects("files")
             ),
+            notes=tuple(entry.texts("notes")) if "notes" in entry else (),
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "checkpoint": self.checkpoint,
+            "content_sha256": self.content_sha256,
+            "config_sha256": self.config_sha256,
+            "files": [asdict(file) for file in self.files],
+            **({"notes": list(self.notes)} if self.notes else {}),
+        }
 
 
 @dataclass(frozen=True)
@@ -148,7 +162,7 @@ class Manifest:
             "manifest_version": MANIFEST_VERSION,
             "generator": asdict(self.generator),
             **({} if self.target is None else {"target": self.target}),
-            "source": {**asdict(self.source), "files": [asdict(file) for file in self.source.files]},
+            "source": self.source.to_dict(),
             "model": {**asdict(self.model), "layer_types": list(self.model.layer_types)},
             "variants": {name: variant.to_dict() for name, variant in self.variants.items()},
             **({} if memory is None else {"memory_bytes_by_context": memory}),

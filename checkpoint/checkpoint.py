@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import CheckpointError
 from ..strict_json import shown
-from .config import CONFIG_NAME, LfmConfig, read_config_file
-from .expected_tensors import expected_tensors
-from .files import open_weight_files, require_checkpoint_folder
+from .config import CONFIG_NAME, TIE_FIELDS, LfmConfig, read_config_file
+from .files import open_weight_files, require_checkpoint_folder, unread_files
 from .hub import download_checkpoint, looks_like_hub_id
-from .safetensors_file import SafetensorsFile
+from .named_templates import TEMPLATE_FOLDER
+from .tensor_locations import FLOAT_DTYPES, TensorLocation, locate_tensors
 
-_FLOAT_DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -33,28 +28,17 @@ TOKENIZER_FILES = (
     "chat_template.json",
     "generation_config.json",
 )
-_NAMED_IN_ERRORS = 3
 # Bytes read at a time when converting to float32: few enough to stay in the processor's cache in between.
 _READ_BYTES = 1 << 20
-# Buffers that some training code saves with the weights; the model computes them itself.
-_BUFFER = re.compile(r"(model\.)?(pos_emb|rotary_emb|layers\.\d+\.self_attn\.rotary_emb)\.(original_)?inv_freq")
-
-
-@dataclass(frozen=True)
-class _Location:
-    """A canonical tensor as a contiguous range of one stored tensor, ``start`` elements from its beginning."""
-
-    file: SafetensorsFile
-    stored_name: str
-    start: int
-    shape: tuple[int, ...]
 
 
 class Checkpoint:
     """Weights and config of one checkpoint folder, all checked on opening, read lazily.
 
     Names and shapes (V vocabulary, H hidden, L conv_L_cache, E experts, M moe_intermediate_size) are those that
-    ``expected_tensors`` yields. ``source`` is what the user gave, ``folder`` where the files lie.
+    ``expected_tensors`` yields. ``source`` is what the user gave, ``folder`` where the files lie. ``raw_config`` is
+    config.json, ``config`` what it comes to, both untied where the weights are. ``notes``: one line on each thing that
+    is not as config.json says, or not read.
     """
 
     def __init__(self, folder: Path, source: str) -> None:
@@ -62,9 +46,13 @@ class Checkpoint:
         self.folder = folder
         self.source = source
         self.raw_config: dict[str, Any] = read_config_file(folder / CONFIG_NAME)
-        self.config = LfmConfig.from_dict(self.raw_config, file=str(folder / CONFIG_NAME))
+        config = LfmConfig.from_dict(self.raw_config, file=str(folder / CONFIG_NAME))
         self._files = open_weight_files(folder)
-        self._locations = _locate_tensors(folder, self.config, self._files)
+        located = locate_tensors(folder, config, self._files)
+        self.config, self._locations = located.config, located.by_name
+        if config.tie_word_embeddings and not located.config.tie_word_embeddings:
+            self.raw_config |= {name: False for name in TIE_FIELDS if name in self.raw_config or name == TIE_FIELDS[0]}
+        self.notes: tuple[str, ...] = (*located.notes, *unread_files(folder, self.weight_files()))
 
     @classmethod
     def open(
@@ -101,7 +89,7 @@ class Checkpoint:
 
     def nbytes(self, name: str) -> int:
         """Bytes that the tensor takes in its file."""
-        return int(np.prod(self.shape(name), dtype=np.int64)) * _FLOAT_DTYPES[self.dtype(name)].itemsize
+        return int(np.prod(self.shape(name), dtype=np.int64)) * FLOAT_DTYPES[self.dtype(name)].itemsize
 
     def raw(self, name: str) -> npt.NDArray[Any]:
         """The tensor in its stored dtype (ml_dtypes.bfloat16 for BF16), a read-only view of the mapped file."""
@@ -128,7 +116,7 @@ class Checkpoint:
             start += begin * int(np.prod(shape[1:], dtype=np.int64))
             shape = (max(end - begin, 0), *shape[1:])
         entry = location.file.tensors[location.stored_name]
-        offset = entry.offset + start * _FLOAT_DTYPES[entry.dtype].itemsize
+        offset = entry.offset + start * FLOAT_DTYPES[entry.dtype].itemsize
         return read_float32(location.file.path, entry.dtype, offset, shape)
 
     def gather(self, name: str, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
@@ -154,104 +142,21 @@ class Checkpoint:
 
     def tokenizer_files(self) -> list[Path]:
         """Tokenizer, chat template and generation config files that the folder holds."""
-        return [path for name in TOKENIZER_FILES if (path := self.folder / name).is_file()]
+        named = sorted((self.folder / TEMPLATE_FOLDER).glob("*.jinja"))
+        return [path for path in (*(self.folder / name for name in TOKENIZER_FILES), *named) if path.is_file()]
 
-    def _location(self, name: str) -> _Location:
+    def _location(self, name: str) -> TensorLocation:
         try:
             return self._locations[name]
         except KeyError:
             raise CheckpointError(f"{self.folder}: no tensor {shown(name)} in this model") from None
 
 
-class _StoredTensors:
-    """The tensors of all files by stored name, each taken once; what nobody takes is left over."""
-
-    def __init__(self, folder: Path, files: list[SafetensorsFile]) -> None:
-        self.by_name: dict[str, SafetensorsFile] = {}
-        for file in files:
-            for name in file.tensors:
-                if name in self.by_name:
-                    first = self.by_name[name].path.name
-                    raise CheckpointError(f"{folder}: tensor {shown(name)} is in both {first} and {file.path.name}")
-                self.by_name[name] = file
-        self.left = set(self.by_name)
-
-    def take(self, name: str, shape: tuple[int, ...]) -> SafetensorsFile | None:
-        """The file that holds the tensor, None if none does; CheckpointError if shape or dtype is not usable."""
-        file = self.by_name.get(name)
-        if file is None:
-            return None
-        entry = file.tensors[name]
-        if entry.shape != shape:
-            raise CheckpointError(
-                f"{file.path}: tensor {shown(name)} has shape {list(entry.shape)}, config.json asks for {list(shape)}"
-            )
-        if entry.dtype not in _FLOAT_DTYPES:
-            raise CheckpointError(
-                f"{file.path}: tensor {shown(name)} has dtype {entry.dtype}, only {', '.join(_FLOAT_DTYPES)} are "
-                "supported: quantized checkpoints cannot be exported, take the bf16, fp16 or fp32 one"
-            )
-        self.left.discard(name)
-        return file
-
-
-_EXPERT = re.compile(r"(model\.layers\.\d+\.feed_forward\.experts\.)(\d+)\.w([123])\.weight")
-
-
-def _locate_tensors(folder: Path, config: LfmConfig, files: list[SafetensorsFile]) -> dict[str, _Location]:
-    stored = _StoredTensors(folder, files)
-    located: dict[str, _Location] = {}
-    missing: list[str] = []
-    missing_count = 0
-    for name, shape in expected_tensors(config):
-        file = stored.take(name, shape)
-        if file is not None:
-            located[name] = _Location(file, name, 0, shape)
-        elif (location := _locate_in_fused(config, stored, name, shape)) is not None:
-            located[name] = location
-        else:
-            missing_count += 1
-            if missing_count <= _NAMED_IN_ERRORS:
-                missing.append(name)
-    if missing_count:
-        raise CheckpointError(f"{folder}: {_listing('missing', missing, missing_count)} (config.json asks for them)")
-    if config.tie_word_embeddings:
-        stored.take("lm_head.weight", (config.vocab_size, config.hidden_size))
-    extra = sorted(name for name in stored.left if not _BUFFER.fullmatch(name))
-    if extra:
-        raise CheckpointError(
-            f"{folder}: {_listing('unexpected', extra, len(extra))} (config.json describes no such tensors)"
-        )
-    return located
-
-
-def _locate_in_fused(config: LfmConfig, stored: _StoredTensors, name: str, shape: tuple[int, ...]) -> _Location | None:
-    """One expert's matrix within gate_up_proj [E, 2M, H] (w1's rows, then w3's) or down_proj [E, H, M]."""
-    match = _EXPERT.fullmatch(name)
-    if match is None:
-        return None
-    prefix, expert, matrix = match[1], int(match[2]), match[3]
-    experts, hidden, width = config.num_experts, config.hidden_size, config.moe_intermediate_size
-    if matrix == "2":
-        fused, fused_shape, position = prefix + "down_proj", (experts, hidden, width), expert
-    else:
-        fused, fused_shape = prefix + "gate_up_proj", (experts, 2 * width, hidden)
-        position = 2 * expert + (matrix == "3")
-    file = stored.take(fused, fused_shape)
-    return None if file is None else _Location(file, fused, position * width * hidden, shape)
-
-
-def _listing(kind: str, names: list[str], count: int) -> str:
-    few = ", ".join(shown(name) for name in islice(names, _NAMED_IN_ERRORS))
-    rest = f" and {count - _NAMED_IN_ERRORS} more" if count > _NAMED_IN_ERRORS else ""
-    return f"{count} {kind} tensor{'s' if count > 1 else ''}: {few}{rest}"
-
-
 def read_float32(path: Path, dtype: str, offset: int, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
     """``shape`` values of ``dtype`` (BF16, F16, F32) at a byte offset of a file, through a small buffer."""
     result = np.empty(shape, np.float32)
     flat = result.reshape(-1)
-    stored_dtype = _FLOAT_DTYPES[dtype]
+    stored_dtype = FLOAT_DTYPES[dtype]
     step = _READ_BYTES // stored_dtype.itemsize
     buffer = np.empty(0 if dtype == "F32" else min(step, flat.size), stored_dtype)
     try:

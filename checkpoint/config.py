@@ -13,6 +13,8 @@ from ..strict_json import JsonObject, shown
 CONFIG_NAME = "config.json"
 MODEL_TYPES = ("lfm2", "lfm2_moe")
 LAYER_KINDS = ("conv", "full_attention")
+TIE_FIELDS = ("tie_word_embeddings", "tie_embedding")
+"""Fields that say whether the head is the embedding table; the second goes before the first."""
 
 _MAX_CONFIG_BYTES = 16 << 20
 _MAX_LAYERS = 1024
@@ -161,7 +163,10 @@ def read_config_file(path: Path) -> dict[str, Any]:
 def _model_type(fields: JsonObject) -> str:
     value = fields.data.get("model_type")
     if not isinstance(value, str) or value not in MODEL_TYPES:
-        raise fields.refuse("model_type", f"one of {', '.join(MODEL_TYPES)} (text models of the LFM2 family)")
+        allowed = f"one of {', '.join(MODEL_TYPES)} (text models of the LFM2 family)"
+        if isinstance(fields.data.get("text_config"), dict):
+            allowed += "; this one has a text model among others (text_config): save its language model alone"
+        raise fields.refuse("model_type", allowed)
     return value
 
 

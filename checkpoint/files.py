@@ -11,6 +11,7 @@ from .safetensors_file import MAX_HEADER_BYTES, SafetensorsFile
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 
 def require_checkpoint_folder(folder: Path) -> None:
@@ -25,7 +26,7 @@ def require_checkpoint_folder(folder: Path) -> None:
         return
     if _holds(folder, "*.gguf"):
         raise CheckpointError(f"{folder}: looks like a GGUF model, without {CONFIG_NAME}; take the safetensors one")
-    if (folder / "adapter_config.json").exists():
+    if (folder / ADAPTER_CONFIG).exists():
         raise CheckpointError(f"{folder}: a LoRA adapter, without {CONFIG_NAME}; merge it into its base model first")
     raise CheckpointError(f"{folder}: has no {CONFIG_NAME}; give the folder of a Hugging Face checkpoint")
 
@@ -40,6 +41,11 @@ def open_weight_files(folder: Path) -> list[SafetensorsFile]:
     index = folder / INDEX_FILE
     if index.exists():
         return _open_shards(folder, _read_index(index))
+    if (folder / ADAPTER_CONFIG).exists():
+        raise CheckpointError(
+            f"{folder}: a LoRA adapter ({ADAPTER_CONFIG}) without the weights of its base model; merge it into them "
+            "(merge_and_unload) and export the result"
+        )
     if _holds(folder, "*.safetensors"):
         raise CheckpointError(f"{folder}: safetensors files, but neither {SINGLE_FILE} nor {INDEX_FILE}")
     if _holds(folder, "*.bin") or _holds(folder, "*.pt") or _holds(folder, "*.pth"):
@@ -47,6 +53,23 @@ def open_weight_files(folder: Path) -> list[SafetensorsFile]:
     if _holds(folder, "*.gguf"):
         raise CheckpointError(f"{folder}: only GGUF weights; take the safetensors checkpoint")
     raise CheckpointError(f"{folder}: no weights; expected {SINGLE_FILE} or shards with {INDEX_FILE}")
+
+
+def unread_files(folder: Path, read: list[Path]) -> list[str]:
+    """One line on each thing in the folder that another loader would read into the model."""
+    notes = []
+    adapter = next((name for name in (ADAPTER_CONFIG, ADAPTER_FILE) if (folder / name).exists()), None)
+    if adapter is not None:
+        notes.append(
+            f"{adapter}: the adapter in this folder is not applied; where the model is meant to have it, merge it "
+            "(merge_and_unload) and export the result"
+        )
+    names = {path.name for path in read} | {ADAPTER_FILE}
+    others = sorted(path.name for path in folder.glob("*.safetensors") if path.name not in names)
+    if others:
+        few = ", ".join(map(shown, others[:3])) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+        notes.append(f"not read, since {read[0].name} {'and others hold' if read[1:] else 'holds'} the model: {few}")
+    return notes
 
 
 def _open_shards(folder: Path, weight_map: dict[str, str]) -> list[SafetensorsFile]:

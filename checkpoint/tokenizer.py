@@ -11,6 +11,7 @@ import tokenizers
 from ..errors import InputError, TokenizerError
 from ..strict_json import parse_json
 from .chat_template import THINK_START, ChatTemplate
+from .named_templates import DEFAULT, TOOL_USE, read_templates
 from .template_renderer.renderer import RENDERER
 
 Message = Mapping[str, Any]
@@ -37,9 +38,9 @@ class ChatTokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> ChatTokenizer:
-        """Read tokenizer.json (required), tokenizer_config.json, special_tokens_map.json and chat_template.jinja.
+        """Read tokenizer.json (required), tokenizer_config.json, special_tokens_map.json and the chat templates.
 
-        A chat_template.jinja goes before the template inside tokenizer_config.json. Raises TokenizerError.
+        Raises TokenizerError.
         """
         folder = Path(folder)
         path = folder / "tokenizer.json"
@@ -47,7 +48,7 @@ class ChatTokenizer:
             raise TokenizerError(f"{path}: not found; the tokenizer.json of the checkpoint is needed here")
         settings = _read_settings(folder / "tokenizer_config.json")
         special = _read_settings(folder / "special_tokens_map.json")
-        templates = _templates(folder, settings)
+        templates = read_templates(folder, settings)
         if templates:
             RENDERER.start()  # it comes up while the vocabulary is read
         try:
@@ -58,8 +59,8 @@ class ChatTokenizer:
 
     @property
     def has_template(self) -> bool:
-        """Whether conversations can be rendered."""
-        return bool(self._templates)
+        """Whether any conversation can be rendered, with tools or without."""
+        return DEFAULT in self._templates
 
     def encode(self, text: str, *, add_special: bool = False) -> list[int]:
         """Token ids of ``text``; special tokens written out in it are recognized. add_special: with bos and the like
@@ -108,14 +109,14 @@ class ChatTokenizer:
         if tools is not None:
             _require_objects("tools", tools)
         given = {"documents": None, **self.special_tokens, **variables}
-        return self._template("tool_use" if tools is not None else "default").render(
+        return self._template(TOOL_USE if tools is not None else DEFAULT).render(
             messages, tools=tools, add_generation_prompt=add_generation_prompt, **given
         )
 
     def _template(self, name: str) -> ChatTemplate:
         if not self._templates:
             raise TokenizerError("this folder has no chat template: give the prompt as raw text")
-        name = name if name in self._templates else "default"
+        name = name if name in self._templates else DEFAULT
         if name not in self._templates:
             raise TokenizerError(f"no default chat template, only {', '.join(sorted(self._templates))}")
         if name not in self._compiled:
@@ -189,23 +190,3 @@ def _special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
         if isinstance(value, str):
             tokens[name] = value
     return tokens
-
-
-def _templates(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        try:
-            return {"default": path.read_text(encoding="utf-8")}
-        except (OSError, UnicodeDecodeError) as error:
-            raise TokenizerError(f"{path}: cannot be read: {_one_line(error)}") from error
-    template = settings.get("chat_template")
-    if template is None:
-        return {}
-    if isinstance(template, str):
-        return {"default": template}
-    if isinstance(template, list) and all(
-        isinstance(item, dict) and isinstance(item.get("name"), str) and isinstance(item.get("template"), str)
-        for item in template
-    ):
-        return {item["name"]: item["template"] for item in template}
-    raise TokenizerError(f"{folder / 'tokenizer_config.json'}: chat_template: expected text or a list of named texts")

@@ -148,6 +148,8 @@ def _for_npu(
     wanted = chips(socs) if socs is not None else []
     plan = plan_npu(_open(checkpoint, revision), request)
     result = _dry_run(plan, wanted) if dry_run else _export_npu(plan, wanted)
+    for note in plan.notes:
+        say(f"note: {note}")
     click.echo(json.dumps(result, indent=2) if as_json else _text(plan, result))
 
 

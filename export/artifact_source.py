@@ -68,6 +68,7 @@ class ArtifactSource(Checkpoint):
         self.config = artifact.config
         self.context_length = artifact.context_length
         self.origin = artifact.manifest.source
+        self.notes = self.origin.notes
         stored = _stored_tensors(artifact)
         self._shapes = dict(expected_tensors(self.config))
         table = model_weights(self.config, blocks=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tokenizers import Tokenizer
 from ..artifact.precision import Precision
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.config import LfmConfig
+from ..checkpoint.named_templates import DEFAULT, TEMPLATE_FOLDER, read_templates, template_path
 from ..errors import TokenizerError
 from ..strict_json import parse_json
 from .ops import OpsProfile
@@ -35,19 +37,26 @@ def require_tokenizer(checkpoint: Checkpoint) -> None:
         )
     _read_object(path)
     try:
-        Tokenizer.from_file(str(path))
+        vocabulary(path, path.stat().st_mtime_ns)
     except Exception as error:  # the library raises bare Exception
         reason = " ".join(str(error).split())
         raise TokenizerError(f"{path} cannot be used: {reason}; copy it again from the model's repository") from None
 
 
+@lru_cache(maxsize=1)
+def vocabulary(path: Path, mtime_ns: int) -> dict[str, int]:
+    """The tokens of a tokenizer.json and their ids, added ones too; raises whatever the tokenizers library does.
+
+    mtime_ns: the file's, so that it is read again when it has changed.
+    """
+    return Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
+
+
 def check_client_files(checkpoint: Checkpoint) -> None:
     """TokenizerError, before any weight is written, where a file that ``write_client_files`` reads is malformed."""
     _generation_config(checkpoint)
-    _chat_template(checkpoint.folder)
-    settings = checkpoint.folder / "tokenizer_config.json"
-    if settings.is_file():
-        _read_object(settings)
+    for name in folder_templates(checkpoint.folder):
+        template_path(name)
 
 
 def write_client_files(
@@ -75,23 +84,30 @@ def write_client_files(
         "generation_config.json": generation,
         "genai_config.json": genai_config(checkpoint.config, precision, ops_profile, context_length, generation),
     }
-    template = _chat_template(checkpoint.folder)
+    templates = folder_templates(checkpoint.folder)
     for path in checkpoint.tokenizer_files():
-        if path.name in documents:
+        if path.name in documents or path.suffix == ".jinja":
             continue
         if path.name == "tokenizer_config.json":
-            documents[path.name] = _tokenizer_config(_read_object(path), template)
+            documents[path.name] = _tokenizer_config(_read_object(path), templates.get(DEFAULT))
         else:
             shutil.copyfile(path, folder / path.name)
             copied.append(path.name)
     if (folder / "tokenizer.json").is_file() and "tokenizer_config.json" not in documents:
-        documents["tokenizer_config.json"] = _tokenizer_config({}, template)
+        documents["tokenizer_config.json"] = _tokenizer_config({}, templates.get(DEFAULT))
     for name, content in documents.items():
         (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    if template is not None:
-        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-        copied.append("chat_template.jinja")
-    return sorted({*documents, *copied})
+    return sorted({*documents, *copied, *write_templates(folder, checkpoint)})
+
+
+def write_templates(folder: Path, checkpoint: Checkpoint) -> list[str]:
+    """Write each chat template to the file where transformers looks for it; their names, relative to ``folder``."""
+    templates = folder_templates(checkpoint.folder)
+    if any(name != DEFAULT for name in templates):
+        (folder / TEMPLATE_FOLDER).mkdir(exist_ok=True)
+    for name, source in templates.items():
+        (folder / template_path(name)).write_text(source, encoding="utf-8")
+    return [template_path(name) for name in templates]
 
 
 def _cache_dtype(precision: Precision) -> dict[str, Any]:
@@ -166,25 +182,18 @@ def _end_token_ids(config: LfmConfig, generation: dict[str, Any]) -> list[int]:
     return list(config.eos_token_ids)
 
 
-def _chat_template(folder: Path) -> str | None:
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        try:
-            return path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise TokenizerError(f"{path} cannot be read: {error}") from None
+def folder_templates(folder: Path) -> dict[str, str]:
+    """The chat templates of a checkpoint or artifact by name."""
     settings = folder / "tokenizer_config.json"
-    template = _read_object(settings).get("chat_template") if settings.is_file() else None
-    if isinstance(template, list):  # several named templates: the one called "default" is the model's
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
+    return read_templates(folder, _read_object(settings) if settings.is_file() else {})
 
 
 def _tokenizer_config(settings: dict[str, Any], template: str | None) -> dict[str, Any]:
     settings = {**settings, "tokenizer_class": "PreTrainedTokenizerFast"}
     if template is not None:
         settings["chat_template"] = portable_template(template)
+    elif isinstance(settings.get("chat_template"), list):
+        del settings["chat_template"]  # named templates without a default: genai refuses a list
     return settings
 
 

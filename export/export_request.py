@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -117,12 +117,19 @@ def run_export(
         check_target(output_folder(request.output), replace=request.force, source=source.folder)
     plan, chosen = settle(source, request, progress)
     if request.dry_run:
+        _tell(plan.notes, progress)
         result = {"dry_run": True, "output": str(request.output), **plan.to_dict()}
         return Exported(plan, chosen, result, time.perf_counter() - started)
     with bytes_written(plan.data_bytes) as on_bytes:
         manifest = export_checkpoint(source, request.output, plan.options, on_bytes=on_bytes, plan=plan)
     seconds = time.perf_counter() - started
+    _tell(plan.notes, progress)
     return Exported(plan, chosen, _summary(request.output, plan, manifest, seconds), seconds)
+
+
+def _tell(notes: Sequence[str], progress: Callable[[str], None]) -> None:
+    for note in notes:
+        progress(f"note: {note}")
 
 
 def _precision(request: ExportRequest, recipe: Recipe | None) -> Precision:

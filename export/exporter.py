@@ -25,6 +25,7 @@ from .client_configs import check_client_files, require_tokenizer, write_client_
 from .data_files import DataFile, plan_data_files, write_data_file
 from .decoder import GraphOptions, declare_model, graph_weights, model_weights
 from .manifest import SourceHash, build_manifest, identity, state_bytes
+from .notes import checkpoint_notes
 from .ops import OpsProfile
 from .output_folder import check_space, check_target, output_folder
 from .staging import Staging
@@ -63,6 +64,8 @@ class ExportPlan:
     inline: tuple[WeightTensor, ...]
     data_files: tuple[DataFile, ...]
     quantization: Quantization | None = None
+    notes: tuple[str, ...] = ()
+    """One line on each thing of the checkpoint that is not used, or not as it says."""
 
     @property
     def tensors(self) -> list[WeightTensor]:
@@ -93,6 +96,7 @@ class ExportPlan:
                 self.checkpoint.config, self.context_length, self.options.precision.activations.itemsize
             ),
             "nodes": self.model.graph.num_nodes(),
+            "notes": list(self.notes),
         }
 
     @property
@@ -139,7 +143,8 @@ def plan_export(checkpoint: Checkpoint, options: ExportOptions, quantization: Qu
     inline = tuple(tensor for tensor in tensors if tensor.nbytes <= INLINE_BYTES)
     external = sorted((tensor for tensor in tensors if tensor.nbytes > INLINE_BYTES), key=_comes_last)
     files = tuple(plan_data_files(external, options.precision.data_file))
-    return ExportPlan(checkpoint, options, context_length, model, inline, files, quantization)
+    notes = checkpoint_notes(checkpoint)
+    return ExportPlan(checkpoint, options, context_length, model, inline, files, quantization, notes)
 
 
 def _comes_last(tensor: WeightTensor) -> bool:
@@ -195,6 +200,7 @@ def export_checkpoint(
             ],
             [ArtifactFile.describe(staging.folder, name) for name in others],
             _quantization_entry(plan, records.values()),
+            plan.notes,
         )
         manifest.write(staging.folder)
         staging.publish()

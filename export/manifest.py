@@ -94,9 +94,9 @@ def config_sha256(checkpoint: Checkpoint) -> str:
     return file_digest(checkpoint.folder / CONFIG_NAME)
 
 
-def source_of(checkpoint: Checkpoint, files: Sequence[SourceFile]) -> Source:
-    """The manifest's record of the checkpoint. files: its weight files."""
-    return Source.of(source_name(checkpoint), config_sha256(checkpoint), files)
+def source_of(checkpoint: Checkpoint, files: Sequence[SourceFile], notes: Sequence[str]) -> Source:
+    """The manifest's record of the checkpoint. files: its weight files. notes: what of it is not used as it says."""
+    return Source.of(source_name(checkpoint), config_sha256(checkpoint), files, notes)
 
 
 def model_facts(checkpoint: Checkpoint, context_length: int) -> ModelFacts:
@@ -120,8 +120,9 @@ def build_manifest(
     model_files: Sequence[ArtifactFile],
     other_files: Sequence[ArtifactFile],
     quantization: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
 ) -> Manifest:
-    """The manifest of a folder with one variant. quantization: how its blocks were made."""
+    """The manifest of a folder with one variant. quantization: how its blocks were made. notes: see ``source_of``."""
     tensors = list(tensors)
     variant = Variant(
         model=f"onnx/{precision.model_file}",
@@ -135,7 +136,7 @@ def build_manifest(
     steps = sorted({step for step in CONTEXT_STEPS if step < context_length} | {context_length})
     itemsize = precision.activations.itemsize
     return Manifest(
-        source=source_of(checkpoint, source_files),
+        source=source_of(checkpoint, source_files, notes),
         model=model_facts(checkpoint, context_length),
         variants={precision.name: variant},
         files=(*model_files, *other_files),

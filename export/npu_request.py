@@ -14,6 +14,7 @@ from ..checkpoint.checkpoint import Checkpoint
 from ..errors import InputError
 from ..quantize.own_text import writes_own_text
 from ..quantize.quantization import calibration_sequences
+from .notes import checkpoint_notes
 from .npu import NpuOptions, NpuWeights, PartPlan, export_npu, plan_parts
 
 WEIGHTS = {"q4": NpuWeights.INT4, "q8": NpuWeights.INT8}
@@ -62,6 +63,11 @@ class NpuPlan:
         return self.source.config.num_hidden_layers + len(self.parts)
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """One line on each thing of the checkpoint that is not used, or not as it says."""
+        return checkpoint_notes(self.source)
+
+    @property
     def compile_memory(self) -> int:
         """Bytes of host memory that compiling the largest part takes, as a projection."""
         return max(part.compile_memory for part in self.parts)
@@ -92,6 +98,7 @@ class NpuPlan:
             "share_experts": self.options.share_experts,
             "chunk": self.options.chunk,
             "context_lengths": list(self.options.context_lengths),
+            "notes": list(self.notes),
             "parts": [
                 {
                     "index": part.index,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from ...artifact.files import ArtifactFile
@@ -21,9 +22,10 @@ def write_model_files(folder: Path, checkpoint: Checkpoint, *, tokenizer: bool) 
     config = {**checkpoint.raw_config, "layer_types": list(checkpoint.config.layer_types)}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     for path in checkpoint.tokenizer_files() if tokenizer else []:
-        if path.name != "config.json":
-            shutil.copyfile(path, folder / path.name)
-            names.append(path.name)
+        name = path.relative_to(checkpoint.folder).as_posix()
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, folder / name)
+        names.append(name)
     return names
 
 
@@ -34,8 +36,9 @@ def write_artifact_manifest(
     context_length: int,
     source_hash: SourceHash,
     names: list[str],
+    notes: Sequence[str],
 ) -> None:
-    """lfm_manifest.json over the files ``names`` of ``folder``, with their sizes and digests."""
+    """lfm_manifest.json over the files ``names`` of ``folder``, with their digests. notes: see ``source_of``."""
     variant = Variant(
         model=NPU_MANIFEST_NAME,
         ops="standard" if weights is NpuWeights.FLOAT else "qdq",
@@ -44,7 +47,7 @@ def write_artifact_manifest(
         files=tuple(name for name in names if name.startswith("npu/")),
     )
     Manifest(
-        source=source_of(checkpoint, source_hash.files()),
+        source=source_of(checkpoint, source_hash.files(), notes),
         model=model_facts(checkpoint, context_length),
         variants={TARGET: variant},
         files=tuple(ArtifactFile.describe(folder, name) for name in names),

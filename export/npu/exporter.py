@@ -17,8 +17,9 @@ from ...artifact.npu_manifest import Calibration, Embedding, NpuManifest
 from ...artifact.npu_parts import NpuPart, NpuPort
 from ...checkpoint.checkpoint import Checkpoint
 from ...quantize.calibration_text import load_calibration
-from ..client_configs import require_tokenizer
+from ..client_configs import check_client_files, require_tokenizer
 from ..manifest import SourceHash
+from ..notes import checkpoint_notes
 from ..output_folder import check_space, check_target, output_folder
 from ..staging import Staging
 from .artifact_files import write_artifact_manifest, write_model_files
@@ -51,6 +52,7 @@ def export_npu(
     options.check(checkpoint)
     if options.tokenizer:
         require_tokenizer(checkpoint)
+    check_client_files(checkpoint)
     parts = plan_parts(
         checkpoint.config,
         options.weights,
@@ -88,6 +90,7 @@ def export_npu(
             max(options.context_lengths),
             source_hash,
             names,
+            checkpoint_notes(checkpoint),
         )
         staging.publish()
     return replace(manifest, folder=output)

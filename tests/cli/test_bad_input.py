@@ -199,7 +199,9 @@ def checkpoint(variant_checkpoint: Callable[..., Path], tiny_lfm: Path, tmp_path
 
 def test_the_checkpoint_that_is_spoilt_below_is_good(checkpoint: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["export", str(checkpoint), "-o", str(tmp_path / "out")])
-    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.exit_code == 0
+    (note,) = result.stderr.splitlines()
+    assert note.startswith("note: tokenizer.json has 1184 tokens beyond the model's vocabulary of 96")
 
 
 @pytest.mark.parametrize("name", BAD_CHECKPOINTS)

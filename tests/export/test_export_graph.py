@@ -405,6 +405,7 @@ def without_template_file(folder: Path, copy: Path) -> Path:
     """A copy of the folder that has its template in tokenizer_config.json alone."""
     shutil.copytree(folder, copy)
     (copy / "chat_template.jinja").unlink()
+    shutil.rmtree(copy / "additional_chat_templates", ignore_errors=True)
     return copy
 
 

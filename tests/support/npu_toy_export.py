@@ -121,7 +121,7 @@ def _write_artifact(folder: Path) -> None:
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     own = tuple(name for name in names if name.startswith("npu/"))
     Manifest(
-        source=Source.of("toy", "", ()),
+        source=Source.of("toy", "", (), ()),
         model=ModelFacts("lfm2", 1, ("conv", "full_attention"), 24),
         variants={"qnn": Variant("npu/npu_manifest.json", "qdq", 24, {}, own)},
         files=tuple(ArtifactFile.describe(folder, name) for name in names),

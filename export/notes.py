@@ -1,0 +1,39 @@
+"""What an export tells its user besides the result: what of the checkpoint is not used, or not as it says."""
+
+from __future__ import annotations
+
+from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.named_templates import DEFAULT, TEMPLATE_FOLDER
+from ..strict_json import shown
+from .client_configs import folder_templates, vocabulary
+
+
+def checkpoint_notes(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """One line on each such thing, and none twice: an artifact knows those of its checkpoint."""
+    return tuple(dict.fromkeys((*checkpoint.notes, *_template_notes(checkpoint), *_vocabulary_notes(checkpoint))))
+
+
+def _template_notes(checkpoint: Checkpoint) -> list[str]:
+    others = sorted(set(folder_templates(checkpoint.folder)) - {DEFAULT})
+    if not others:
+        return []
+    return [
+        f"the chat templates {', '.join(others)} are in {TEMPLATE_FOLDER}/, for transformers and lfm-onnx; "
+        "onnxruntime-genai and transformers.js know the default one alone"
+    ]
+
+
+def _vocabulary_notes(checkpoint: Checkpoint) -> list[str]:
+    path, size = checkpoint.folder / "tokenizer.json", checkpoint.config.vocab_size
+    try:
+        tokens = vocabulary(path, path.stat().st_mtime_ns)
+    except Exception:  # no tokenizer, or one that ``require_tokenizer`` refuses where it is needed
+        return []
+    beyond = [(token, id) for token, id in tokens.items() if id >= size]
+    if not beyond:
+        return []
+    token, id = min(beyond, key=lambda item: item[1])
+    return [
+        f"tokenizer.json has {len(beyond)} tokens beyond the model's vocabulary of {size}, the first {shown(token)} "
+        f"({id}): a prompt with one of them is refused"
+    ]
