@@ -148,8 +148,11 @@ class JsonObject:
             raise self.refuse(name, expected)
         return list(value)
 
-    def objects(self, name: str) -> list[JsonObject]:
-        items = self.array(name, "a list of objects")
+    def objects(self, name: str, *, may_be_empty: bool = True) -> list[JsonObject]:
+        expected = "a list of objects" if may_be_empty else "a list of one object or more"
+        items = self.array(name, expected)
+        if not items and not may_be_empty:
+            raise self.refuse(name, expected)
         return [self._inner(item, f"{self._path(name)}[{index}].") for index, item in enumerate(items)]
 
     def integers(self, name: str, low: int | None = None) -> list[int]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import ArtifactError
-from ..strict_json import parse_json
+from ..strict_json import JsonObject
 from .artifact import Artifact
 from .npu_manifest import NpuManifest
 from .npu_parts import NpuGraph, NpuPart
@@ -62,13 +63,22 @@ class PartRecord:
         path = folder / RECORD
         if not path.is_file():
             return None
-        try:
-            data = parse_json(path.read_bytes())
-            if data.get("record_version") != RECORD_VERSION:
-                raise ValueError(f"record version {data.get('record_version')!r}")
-            return cls(**data)
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise ArtifactError(f"{path}: {error}; delete {folder} and run `lfm-onnx compile` again") from None
+        data = JsonObject.read(path, ArtifactError, advice=f"delete {folder} and run `lfm-onnx compile` again")
+        if data.integer("record_version") != RECORD_VERSION:
+            raise data.refuse("record_version", f"{RECORD_VERSION}, which this lfm-onnx reads")
+        return cls(
+            part=data.text("part"),
+            soc=data.text("soc"),
+            build=data.text("build", BUILDS),
+            digest=data.text("digest"),
+            versions=data.object("versions").all_texts(),
+            graphs=data.object("graphs").all_texts(),
+            files=data.object("files").all_integers(0),
+            weight_bytes=data.integer("weight_bytes", 0),
+            seconds=data.number("seconds", 0, sys.float_info.max),
+            peak_rss_bytes=data.integer("peak_rss_bytes", 0),
+            options=data.object("options").all_texts(),
+        )
 
 
 def part_folder(artifact: Artifact, soc: str, build: str, part: NpuPart) -> Path:

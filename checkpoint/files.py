@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import CheckpointError
-from ..strict_json import parse_json, shown
+from ..strict_json import JsonObject, shown
 from .config import CONFIG_NAME
 from .safetensors_file import MAX_HEADER_BYTES, SafetensorsFile
 
@@ -86,17 +86,10 @@ def _open_shards(folder: Path, weight_map: dict[str, str]) -> list[SafetensorsFi
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    try:
-        if path.stat().st_size > MAX_HEADER_BYTES:
-            raise CheckpointError(f"{path}: larger than {MAX_HEADER_BYTES} bytes, which no index is")
-        index = parse_json(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{path}: has no weight_map from tensor names to shards")
+    index = JsonObject.read(path, CheckpointError, most_bytes=MAX_HEADER_BYTES)
+    weight_map = dict(index.object("weight_map").data)
+    if not weight_map:
+        raise index.refuse("weight_map", "the shard of each tensor by its name")
     for tensor, shard in weight_map.items():
         if not _is_file_name(shard):
             raise CheckpointError(

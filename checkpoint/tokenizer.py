@@ -9,7 +9,7 @@ from typing import Any
 import tokenizers
 
 from ..errors import InputError, TokenizerError
-from ..strict_json import parse_json
+from ..strict_json import JsonObject
 from .chat_template import THINK_START, ChatTemplate
 from .named_templates import DEFAULT, TOOL_USE, read_templates
 from .template_renderer.renderer import RENDERER
@@ -171,15 +171,7 @@ def _require_objects(name: str, values: object) -> None:
 def _read_settings(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    try:
-        if path.stat().st_size > _MAX_SETTINGS_BYTES:
-            raise ValueError(f"larger than {_MAX_SETTINGS_BYTES} bytes")
-        data = parse_json(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise TokenizerError(f"{path}: cannot be read: {_one_line(error)}") from error
-    if not isinstance(data, dict):
-        raise TokenizerError(f"{path}: expected an object, found a {type(data).__name__}")
-    return data
+    return dict(JsonObject.read(path, TokenizerError, most_bytes=_MAX_SETTINGS_BYTES).data)
 
 
 def _special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:

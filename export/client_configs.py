@@ -16,7 +16,7 @@ from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.config import LfmConfig
 from ..checkpoint.named_templates import DEFAULT, TEMPLATE_FOLDER, read_templates, template_path
 from ..errors import TokenizerError
-from ..strict_json import parse_json
+from ..strict_json import JsonObject
 from .ops import OpsProfile
 from .portable_template import portable_template
 
@@ -25,6 +25,7 @@ GENAI_MAX_LENGTH = 4096
 
 _SEARCH_DEFAULTS = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty")
 """What genai's search and generation_config.json both have; genai knows no min_p."""
+_MOST_BYTES = 256 << 20
 
 
 def require_tokenizer(checkpoint: Checkpoint) -> None:
@@ -198,10 +199,4 @@ def _tokenizer_config(settings: dict[str, Any], template: str | None) -> dict[st
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        content = parse_json(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise TokenizerError(f"{path} cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise TokenizerError(f"{path} does not hold a JSON object")
-    return content
+    return dict(JsonObject.read(path, TokenizerError, most_bytes=_MOST_BYTES).data)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..strict_json import parse_json, shown
+from ..strict_json import JsonObject, shown
 
 DEFAULT_CALIBRATION = Path(__file__).parent / "calibration"
 
@@ -149,31 +149,22 @@ def _lines(data: bytes, path: Path) -> Iterable[tuple[int, bytes]]:
 def _document(line: bytes, where: str) -> Document:
     if len(line) > _MAX_LINE_BYTES:
         raise InputError(f"{where}: a line of {len(line)} bytes; expected at most {_MAX_LINE_BYTES}")
-    try:
-        data = parse_json(line)
-    except ValueError as error:
-        raise InputError(f"{where}: {error}") from None
-    if not isinstance(data, dict) or ("text" in data) == ("messages" in data):
-        found = ", ".join(sorted(data)) if isinstance(data, dict) else shown(data)
-        raise InputError(f'{where}: expected {{"text": …}} or {{"messages": […]}}, found {shown(found)}')
-    if "text" in data:
-        if not isinstance(data["text"], str) or not data["text"].strip():
-            raise InputError(f"{where}: text must be a text that is not blank, found {shown(data['text'])}")
-        return Document(where, text=data["text"])
-    messages = _objects(data["messages"], where, "messages")
-    for number, message in enumerate(messages, 1):
-        if not isinstance(message.get("role"), str):
-            raise InputError(f"{where}: message {number} must have a role, found {shown(message.get('role'))}")
-        if not isinstance(message.get("content", ""), (str, list, type(None))):
-            raise InputError(
-                f"{where}: message {number} must have a text as content, found {shown(message['content'])}"
-            )
-    return Document(
-        where, messages=messages, tools=_objects(data["tools"], where, "tools") if "tools" in data else None
-    )
+    fields = JsonObject.parse(line, where, InputError)
+    if ("text" in fields) == ("messages" in fields):
+        found = ", ".join(sorted(fields.data))
+        raise fields.wrong(f'expected {{"text": …}} or {{"messages": […]}}, found {shown(found)}')
+    if "text" in fields:
+        if not fields.text("text").strip():
+            raise fields.refuse("text", "a text that is not blank")
+        return Document(where, text=fields.text("text"))
+    messages = fields.objects("messages", may_be_empty=False)
+    for message in messages:
+        message.text("role")
+        if not isinstance(message.data.get("content", ""), (str, list, type(None))):
+            raise message.refuse("content", "a text, a list or null")
+    tools = fields.objects("tools", may_be_empty=False) if "tools" in fields else None
+    return Document(where, messages=_dicts(messages), tools=None if tools is None else _dicts(tools))
 
 
-def _objects(data: Any, where: str, name: str) -> list[dict[str, Any]]:
-    if not isinstance(data, list) or not data or not all(isinstance(item, dict) for item in data):
-        raise InputError(f"{where}: {name} must be a list of objects, found {shown(data)}")
-    return data
+def _dicts(items: Sequence[JsonObject]) -> list[dict[str, Any]]:
+    return [dict(item.data) for item in items]

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..checkpoint.config import LfmConfig
 from ..errors import ArtifactError
-from ..strict_json import parse_json
+from ..strict_json import JsonObject
 
 GENERATION_CONFIG_NAME = "generation_config.json"
 
@@ -18,13 +18,7 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     path = folder / GENERATION_CONFIG_NAME
     if not path.is_file():
         return {}
-    try:
-        data = parse_json(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(data, dict):
-        raise ArtifactError(f"{path}: expected an object, found a {type(data).__name__}")
-    return data
+    return dict(JsonObject.read(path, ArtifactError).data)
 
 
 def end_token_ids(generation_config: Mapping[str, Any], config: LfmConfig) -> frozenset[int]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
+from ...strict_json import JsonObject
 from .default_prompts import CHATS, TEXTS
 from .tasks import Task, objects, read_json_lines
 
@@ -38,7 +39,7 @@ def read_prompts(path: Path, tokens: int) -> list[Prompt]:
     Of a plain text only so much is read as ``tokens`` can hold. Raises InputError.
     """
     if path.suffix.lower() in (".jsonl", ".ndjson"):
-        prompts = [_prompt(data, where, f"line {n}") for n, (where, data) in enumerate(read_json_lines(path), 1)]
+        prompts = [_prompt(fields, f"line {n}") for n, fields in enumerate(read_json_lines(path), 1)]
     else:
         try:
             with path.open(encoding="utf-8") as file:
@@ -62,15 +63,15 @@ def task_prompts(tasks: Iterable[Task]) -> list[Prompt]:
     return [Prompt(task.task_id, messages=[*map(dict, task.messages)], tools=_dicts(task.tools)) for task in in_turn]
 
 
-def _prompt(data: dict[str, Any], where: str, label: str) -> Prompt:
-    label = data["id"] if isinstance(data.get("id"), str) else label
-    if "messages" in data:
-        tools = objects(data["tools"], where, "tools") if data.get("tools") else None
-        return Prompt(label, messages=objects(data["messages"], where, "messages"), tools=tools)
-    text = data.get("text", data.get("prompt"))
-    if not isinstance(text, str):
-        raise InputError(f'{where}: expected a "text", "prompt" or "messages" of the right kind, found none')
-    return Prompt(label, text=text)
+def _prompt(fields: JsonObject, label: str) -> Prompt:
+    if isinstance(fields.data.get("id"), str):
+        label = fields.text("id")
+    if "messages" in fields:
+        tools = objects(fields, "tools") if fields.data.get("tools") else None
+        return Prompt(label, messages=objects(fields, "messages"), tools=tools)
+    if "text" not in fields and "prompt" not in fields:
+        raise fields.wrong('expected a "text", "prompt" or "messages", found none')
+    return Prompt(label, text=fields.text("text" if "text" in fields else "prompt"))
 
 
 def _dicts(tools: Iterable[Any] | None) -> list[dict[str, Any]] | None:

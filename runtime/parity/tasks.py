@@ -9,7 +9,7 @@ from typing import Any
 
 from ...checkpoint.tokenizer import ChatTokenizer
 from ...errors import InputError
-from ...strict_json import parse_json, shown
+from ...strict_json import JsonObject
 from .report.contents import TaskAccuracy, TaskAnswer
 
 _END_OF_THOUGHT = "</think>"
@@ -34,52 +34,41 @@ class Task:
 
 def read_tasks(path: Path) -> list[Task]:
     """One object per line: id, category, messages, expected, max_new_tokens and perhaps tools. Raises InputError."""
-    tasks = [_task(data, where) for where, data in read_json_lines(path)]
+    tasks = [_task(fields) for fields in read_json_lines(path)]
     if not tasks:
         raise InputError(f"{path}: holds no task, expected one JSON object per line")
     return tasks
 
 
-def read_json_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """("file, line n", object) of every line that is not blank; InputError says which line is no JSON object."""
+def read_json_lines(path: Path) -> list[JsonObject]:
+    """The object of every line that is not blank; InputError says which line is no JSON object."""
     try:
         if path.stat().st_size > _MAX_FILE_BYTES:
             raise InputError(f"{path}: larger than {_MAX_FILE_BYTES >> 20} MB; give a part of it")
         lines = path.read_bytes().splitlines()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    found = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            data = parse_json(line)
-        except ValueError as error:
-            raise InputError(f"{where}: {error}") from error
-        if not isinstance(data, dict):
-            raise InputError(f"{where}: expected a JSON object, found {shown(data)}")
-        found.append((where, data))
-    return found
+    return [
+        JsonObject.parse(line, f"{path}, line {number}", InputError)
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
 
 
-def objects(data: Any, where: str, name: str) -> list[dict[str, Any]]:
-    """``data`` if it is a list of at least one object, else InputError."""
-    if not isinstance(data, list) or not data or not all(isinstance(item, dict) for item in data):
-        raise InputError(f"{where}: {name} must be a list of objects, found {shown(data)}")
-    return data
+def objects(fields: JsonObject, name: str) -> list[dict[str, Any]]:
+    """The member ``name``, a list of at least one object."""
+    return [dict(item.data) for item in fields.objects(name, may_be_empty=False)]
 
 
-def _task(data: dict[str, Any], where: str) -> Task:
-    for name in ("id", "category", "expected"):
-        if not isinstance(data.get(name), str):
-            raise InputError(f"{where}: {name} must be a text, found {shown(data.get(name))}")
-    limit = data.get("max_new_tokens")
-    if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= 1 << 20:
-        raise InputError(f"{where}: max_new_tokens must be a count from 1, found {shown(limit)}")
-    messages = objects(data.get("messages"), where, "messages")
-    tools = objects(data["tools"], where, "tools") if data.get("tools") else None
-    return Task(data["id"], data["category"], messages, tools, data["expected"], limit)
+def _task(fields: JsonObject) -> Task:
+    return Task(
+        fields.text("id"),
+        fields.text("category"),
+        objects(fields, "messages"),
+        objects(fields, "tools") if fields.data.get("tools") else None,
+        fields.text("expected"),
+        fields.integer("max_new_tokens", 1, 1 << 20),
+    )
 
 
 def final_answer(tokenizer: ChatTokenizer, ids: Sequence[int], eos_token_ids: Collection[int]) -> str:

@@ -187,7 +187,7 @@ def test_the_template_file_goes_before_the_one_in_tokenizer_config(tiny_lfm: Pat
         ("tokenizer.json", None, "not found"),
         ("tokenizer.json", b"{", "tokenizer.json"),
         ("tokenizer.json", b"\x00\xff", "tokenizer.json"),
-        ("tokenizer_config.json", b"[]", "expected an object"),
+        ("tokenizer_config.json", b"[]", "expected a JSON object"),
         ("tokenizer_config.json", b"{", "not JSON"),
         ("tokenizer_config.json", b'{"chat_template": 3}', "chat_template"),
         ("chat_template.jinja", b"\xff", "chat_template.jinja"),

@@ -224,7 +224,7 @@ def test_prompts_may_be_json_lines_of_texts_and_conversations(tiny_lfm: Path, tm
     [
         ("a.jsonl", b'{"text": "ok"}\n{"txt": 1}', 'line 2: expected a "text"'),
         ("b.jsonl", b"{", "line 1: not JSON"),
-        ("c.jsonl", b'{"messages": []}', "messages must be a list of objects"),
+        ("c.jsonl", b'{"messages": []}', r"messages is \[\], expected a list of one object or more"),
         ("d.txt", b"\xff\xfe", "not UTF-8"),
         ("e.txt", b" \n", "holds no prompt"),
     ],
