@@ -41,7 +41,7 @@ _BANDWIDTHS = (60e9, 72e9, 85e9)
 _REACHED = (1.0, 0.8, 0.5)
 
 # The published configuration of LFM2.5-8B-A1B.
-_CONFIG = {
+LFM25_8B_A1B = {
     "model_type": "lfm2_moe", "vocab_size": 128000, "hidden_size": 2048, "num_hidden_layers": 24,
     "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 7168, "moe_intermediate_size": 1792,
     "num_experts": 32, "num_experts_per_tok": 4, "num_dense_layers": 2, "conv_L_cache": 3,
@@ -77,7 +77,7 @@ def main(compiler: str, analyzer: str | None, config: Path | None) -> None:
     analyzer = analyzer or _newest_analyzer()
     loop, weights = inner_loop(_assembly(compiler))
     cycles = {core: _cycles(loop, core, analyzer) / weights * 32 for core in _CORES}
-    model = LfmConfig.load(config.parent) if config else LfmConfig.from_dict(_CONFIG, file="config.json")
+    model = LfmConfig.load(config.parent) if config else LfmConfig.from_dict(LFM25_8B_A1B, file="config.json")
     touched = touched_weights(model)
     _print(cycles, weights, len(loop), touched, model)
 

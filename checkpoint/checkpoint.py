@@ -29,7 +29,7 @@ TOKENIZER_FILES = (
     "generation_config.json",
 )
 # Bytes read at a time when converting to float32: few enough to stay in the processor's cache in between.
-_READ_BYTES = 1 << 20
+READ_BYTES = 1 << 20
 
 
 class Checkpoint:
@@ -157,7 +157,7 @@ def read_float32(path: Path, dtype: str, offset: int, shape: tuple[int, ...]) ->
     result = np.empty(shape, np.float32)
     flat = result.reshape(-1)
     stored_dtype = FLOAT_DTYPES[dtype]
-    step = _READ_BYTES // stored_dtype.itemsize
+    step = READ_BYTES // stored_dtype.itemsize
     buffer = np.empty(0 if dtype == "F32" else min(step, flat.size), stored_dtype)
     try:
         with open(path, "rb", buffering=0) as file:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-_MOUNT = Path("/sys/fs/cgroup")
-_OWN_GROUPS = Path("/proc/self/cgroup")
+MOUNT = Path("/sys/fs/cgroup")
+OWN_GROUPS = Path("/proc/self/cgroup")
 
 
 def control_groups(controller: str) -> list[Path]:
@@ -14,11 +14,11 @@ def control_groups(controller: str) -> list[Path]:
     Of version 1 or 2, told apart by the files in them; [] where the system has none.
     """
     folders = []
-    for line in read_text(_OWN_GROUPS).splitlines():
+    for line in read_text(OWN_GROUPS).splitlines():
         _, controllers, own = (*line.split(":", 2), "", "")[:3]
         if controllers and controller not in controllers.split(","):
             continue
-        root = _MOUNT / controllers if controllers else _MOUNT
+        root = MOUNT / controllers if controllers else MOUNT
         path = PurePosixPath(own.lstrip("/"))
         # A container often sees its own group as the root of the mount, and a path that is not there.
         folders += [folder for folder in (root / name for name in (path, *path.parents)) if folder.is_dir()]

@@ -12,7 +12,7 @@ from .control_groups import control_groups, read_number, read_text
 MOST_THREADS = max(64, os.cpu_count() or 1)
 """More threads than the machine has processors only take turns, each with a stack and buffers of its own."""
 
-_CPU_FOLDER = Path("/sys/devices/system/cpu")
+CPU_FOLDER = Path("/sys/devices/system/cpu")
 _SIZE_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -41,7 +41,7 @@ def check_threads(threads: int | None) -> None:
 def physical_cores() -> int:
     """Cores that this process may use, each counted once whatever its hardware threads: ONNX Runtime's own default."""
     affinity = _affinity()
-    siblings = {read_text(_CPU_FOLDER / f"cpu{cpu}/topology/thread_siblings_list") for cpu in affinity}
+    siblings = {read_text(CPU_FOLDER / f"cpu{cpu}/topology/thread_siblings_list") for cpu in affinity}
     # Where the system says nothing of its topology, every processor counts.
     return len(siblings) if siblings and "" not in siblings else max(len(affinity), 1)
 
@@ -50,7 +50,7 @@ def last_level_cache_bytes() -> int:
     """Bytes of all last-level caches of the usable processors; 0 where the system does not say."""
     caches: dict[tuple[int, str], int] = {}
     for cpu in _affinity():
-        for cache in (_CPU_FOLDER / f"cpu{cpu}/cache").glob("index*"):
+        for cache in (CPU_FOLDER / f"cpu{cpu}/cache").glob("index*"):
             level, shared_by, size = (read_text(cache / name) for name in ("level", "shared_cpu_list", "size"))
             if level.isdigit() and size[:-1].isdigit() and size[-1] in _SIZE_UNITS:
                 caches[int(level), shared_by] = int(size[:-1]) * _SIZE_UNITS[size[-1]]

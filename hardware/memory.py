@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .control_groups import control_groups, read_number, read_text
 
-_MEMORY = Path("/proc/meminfo")
+MEMINFO = Path("/proc/meminfo")
 _STATUS = Path("/proc/self/status")
 
 
@@ -28,7 +28,7 @@ def available_memory_bytes() -> int | None:
     """Memory that can be had now without swapping; None where the system does not say."""
     if sys.platform == "win32":
         return _windows_memory("ullAvailPhys")
-    available = _kilobytes(_MEMORY, "MemAvailable")
+    available = _kilobytes(MEMINFO, "MemAvailable")
     if available is None:
         return None
     return min([available, *(max(limit - used, 0) for limit, used in _group_limits())])

@@ -19,9 +19,9 @@ _TEXT_SUFFIXES = (".md", ".txt")
 _LINES_SUFFIXES = (".jsonl",)
 _EXPECTED = "a .txt, .md or .jsonl file"
 # Calibration uses some thousand tokens: more text than this is a mistake, and would only cost time.
-_MAX_BYTES = 64 << 20
+MAX_BYTES = 64 << 20
 _MAX_LINE_BYTES = 1 << 20
-_MAX_FILES = 4096
+MAX_FILES = 4096
 _MAX_LINES = 1_000_000
 # Paragraphs are joined until a passage is worth a sequence, in UTF-8 bytes: a measure that is fair to all scripts.
 _PASSAGE_BYTES = 400
@@ -61,12 +61,12 @@ def read_calibration(path: Path) -> list[CalibrationFile]:
     Hidden files are left out. Raises InputError: a file of another kind, not UTF-8, empty, a line that is neither
     {"text": …} nor {"messages": […]}, or more than the limits allow.
     """
-    files, left = [], _MAX_BYTES
+    files, left = [], MAX_BYTES
     for file in _listed(path):
         data = _read(file, left)
         left -= len(data)
         units: Iterable[tuple[int, str | bytes]]
-        units = _lines(data, file) if file.suffix.lower() in _LINES_SUFFIXES else _passages(_decoded(data, file))
+        units = _lines(data, file) if file.suffix.lower() in _LINES_SUFFIXES else passages(_decoded(data, file))
         files.append(CalibrationFile(file, list(units)))
         if not files[-1].units:
             raise InputError(f"{file}: expected text, found an empty file")
@@ -82,8 +82,8 @@ def _listed(path: Path) -> list[Path]:
     for folder, folders, names in os.walk(path):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [_calibration_file(Path(folder, name)) for name in names if not name.startswith(".")]
-        if len(found) > _MAX_FILES:
-            raise InputError(f"{path}: more than {_MAX_FILES} files; give a selection of them")
+        if len(found) > MAX_FILES:
+            raise InputError(f"{path}: more than {MAX_FILES} files; give a selection of them")
     if not found:
         raise InputError(f"{path}: holds no file; expected {_EXPECTED}")
     return sorted(found, key=lambda file: file.relative_to(path).as_posix())
@@ -102,7 +102,7 @@ def _read(path: Path, limit: int) -> bytes:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     if len(data) > limit:
-        raise InputError(f"{path}: more than {_MAX_BYTES >> 20} MiB of calibration text; give a part of it")
+        raise InputError(f"{path}: more than {MAX_BYTES >> 20} MiB of calibration text; give a part of it")
     return data
 
 
@@ -114,7 +114,7 @@ def _decoded(data: bytes, path: Path) -> str:
         raise InputError(f"{path}, line {line}: expected UTF-8 text, found the byte {data[error.start]:#04x}") from None
 
 
-def _passages(text: str) -> Iterable[tuple[int, str]]:
+def passages(text: str) -> Iterable[tuple[int, str]]:
     """Paragraphs, short ones joined, endless ones cut, each with the number of its first line."""
     start, line = 0, 1
     ends = (match.end() for match in _PARAGRAPH_END.finditer(text))

@@ -66,7 +66,7 @@ def load_calibration(
     count = min(len(halves), max_tokens // LEAST_TOKENS)
     evenly = [halves[place * len(halves) // count] for place in range(count)]
     by_file = [_at_least(_token_sequences(file, indices, tokenizer), max_tokens) for file, indices in evenly]
-    shares = _shares([sum(map(len, sequences)) for sequences in by_file], max_tokens)
+    shares = equal_shares([sum(map(len, sequences)) for sequences in by_file], max_tokens)
     found = [ids for sequences, share in zip(by_file, shares, strict=True) for ids in _cut(sequences, share)]
     if not found:
         raise InputError(f"{path}: the tokenizer makes no tokens of it; expected text in the model's languages")
@@ -100,9 +100,9 @@ def _half(file: CalibrationFile, half: TextHalf, *, chats: bool) -> list[int]:
 def _token_sequences(
     file: CalibrationFile, indices: Sequence[int], tokenizer: ChatTokenizer
 ) -> Iterator[_TokenSequence]:
-    """The first of each document, then the second of each, and so on; documents in the order of ``_spread``."""
+    """The first of each document, then the second of each, and so on; documents in the order of ``spread_order``."""
     later = []
-    for place in _spread(len(indices)):
+    for place in spread_order(len(indices)):
         sequences = _document_sequences(file.document(indices[place]), tokenizer)
         yield from sequences[:1]
         later.append(sequences[1:])
@@ -148,7 +148,7 @@ def _cut(sequences: Iterable[_TokenSequence], tokens: int) -> Iterator[list[int]
         least = LEAST_TOKENS // 2
 
 
-def _shares(available: Sequence[int], limit: int) -> list[int]:
+def equal_shares(available: Sequence[int], limit: int) -> list[int]:
     """As equal as possible, none above what is available, together at most ``limit``."""
     shares = [0] * len(available)
     for place, index in enumerate(sorted(range(len(available)), key=lambda index: available[index])):
@@ -156,7 +156,7 @@ def _shares(available: Sequence[int], limit: int) -> list[int]:
     return shares
 
 
-def _spread(count: int) -> list[int]:
+def spread_order(count: int) -> list[int]:
     """0 … count-1 so that the first few, however many, lie far apart: sorted by their bits read backwards."""
     bits = max(count - 1, 0).bit_length()
     return sorted(range(count), key=lambda index: int(f"{index:0{bits}b}"[::-1], 2) if bits else 0)

@@ -34,7 +34,7 @@ _KEPT_LAYERS = 3
 """Threads that quantize may still be at the last matrices of a layer when another starts with the next layer; the one
 after that is made ready meanwhile."""
 
-_KEPT_BYTES = 256 << 20
+KEPT_BYTES = 256 << 20
 """Up to this size more layers are kept: small models are then visited in any order without starting again."""
 
 
@@ -77,13 +77,19 @@ class LayerInputs:
     def tokens(self) -> int:
         return sum(len(ids) for ids in self._ids)
 
+    @property
+    def held_layers(self) -> int:
+        """Layers whose inputs are in memory now."""
+        with self._lock:
+            return len(self._kept)
+
     def second_moment(self, weight: GraphWeight, expert: int | None = None) -> tuple[Float32, int]:
         """H = X^T X / tokens [K, K] of the weight's input X, and the number of tokens in X.
 
         expert: of a weight of experts the tokens routed to that expert, None for those of all experts. H is 0 where
         there are none.
         """
-        pieces = self._inputs(weight, expert)
+        pieces = self.rows_into(weight, expert)
         moment = np.zeros((weight.columns,) * 2, np.float32)
         tokens = sum(len(piece) for piece in pieces)
         with single_threaded_blas():
@@ -127,7 +133,7 @@ class LayerInputs:
 
     def importance(self, weight: GraphWeight, expert: int | None = None) -> Float32:
         """[K]: mean square of each column of the weight's input, the diagonal of ``second_moment``; 0 if no tokens."""
-        pieces = self._inputs(weight, expert)
+        pieces = self.rows_into(weight, expert)
         tokens = sum(len(piece) for piece in pieces)
         total = sum((np.square(piece).sum(axis=0) for piece in pieces), np.zeros(weight.columns, np.float32))
         result: Float32 = total / np.float32(max(tokens, 1))
@@ -135,10 +141,11 @@ class LayerInputs:
 
     def expert_tokens(self, weight: GraphWeight) -> npt.NDArray[np.int64]:
         """[E]: tokens that the router sends to each expert of a weight."""
-        counts = [sum(map(len, self._inputs(weight, expert))) for expert in range(weight.experts)]
+        counts = [sum(map(len, self.rows_into(weight, expert))) for expert in range(weight.experts)]
         return np.array(counts, np.int64)
 
-    def _inputs(self, weight: GraphWeight, expert: int | None) -> list[Float32]:
+    def rows_into(self, weight: GraphWeight, expert: int | None = None) -> list[Float32]:
+        """Rows [n, K] that the weight is multiplied with, in pieces; ``expert`` as for ``second_moment``."""
         if weight.kind in (TensorKind.EMBEDDING, TensorKind.LM_HEAD):
             return [self._head_input()]
         if weight.group is None or weight.layer is None:
@@ -215,5 +222,5 @@ class LayerInputs:
         self._next += 1
         with self._lock:
             self._kept[index] = layer
-            while len(self._kept) > _KEPT_LAYERS and sum(kept.nbytes for kept in self._kept.values()) > _KEPT_BYTES:
+            while len(self._kept) > _KEPT_LAYERS and sum(kept.nbytes for kept in self._kept.values()) > KEPT_BYTES:
                 del self._kept[min(self._kept)]

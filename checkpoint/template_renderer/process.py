@@ -18,7 +18,7 @@ from .frames import read_frame, write_frame
 from .outcome import Outcome
 
 # The package under its own name but without its front door, from where this process has its modules.
-_PROGRAM = """\
+PROGRAM = """\
 import pickle, sys, types
 sys.path[:], name, folder = pickle.load(sys.stdin.buffer)
 package = sys.modules[name] = types.ModuleType(name)
@@ -42,7 +42,7 @@ class RendererProcess:
             )
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _PROGRAM],
+                [sys.executable, "-I", "-S", "-c", PROGRAM],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -59,6 +59,10 @@ class RendererProcess:
         with contextlib.suppress(OSError):  # it has ended already: the first request will find out
             pickle.dump((sys.path, _PACKAGE, str(_FOLDER)), self._requests)
             self._requests.flush()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     @property
     def alive(self) -> bool:

@@ -22,6 +22,11 @@ class TemplateRenderer:
         self._lock = threading.Lock()
         self._process: RendererProcess | None = None
 
+    @property
+    def pid(self) -> int | None:
+        """Of the process, if there is one."""
+        return None if self._process is None else self._process.pid
+
     def start(self) -> None:
         """Let the process come up meanwhile, some 0.1 s, if it does not run yet."""
         with self._lock, contextlib.suppress(TokenizerError):  # said when it is needed

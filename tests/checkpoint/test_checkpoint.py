@@ -140,7 +140,7 @@ def test_rows_are_those_of_the_whole_tensor(rows: slice, dtype: str, variant_che
 
 def test_a_tensor_larger_than_one_read_is_converted_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = Checkpoint.open(make_checkpoint(tmp_path, "dense"))
-    monkeypatch.setattr("lfm_onnx.checkpoint.checkpoint._READ_BYTES", 1000)
+    monkeypatch.setattr("lfm_onnx.checkpoint.checkpoint.READ_BYTES", 1000)
     for name in checkpoint.names():
         np.testing.assert_array_equal(checkpoint.float32(name), checkpoint.raw(name).astype(np.float32))
 

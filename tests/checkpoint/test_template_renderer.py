@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -131,8 +132,8 @@ def test_threads_may_render_at_once() -> None:
 def test_a_renderer_that_was_killed_is_replaced() -> None:
     template = ChatTemplate("{{ messages[0].content }}")
     for _ in range(2):
-        assert RENDERER._process is not None
-        RENDERER._process._process.kill()
+        assert RENDERER.pid is not None
+        os.kill(RENDERER.pid, signal.SIGTERM)
         assert template.render(HI) == "hi"
 
 
@@ -183,7 +184,7 @@ def test_an_interrupt_while_rendering_leaves_no_half_answer(monkeypatch: pytest.
 
 def test_a_process_that_does_not_answer_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "WALL_SECONDS", 0.3)
-    monkeypatch.setattr(process, "_PROGRAM", "import time; time.sleep(60)")
+    monkeypatch.setattr(process, "PROGRAM", "import time; time.sleep(60)")
     with pytest.raises(TokenizerError, match=r"more than 0\.3 s"):
         TemplateRenderer().compile("a")
 

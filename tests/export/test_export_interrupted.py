@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,58 +26,86 @@ from lfm_onnx.export import ExportOptions, export_checkpoint, exporter, output_f
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="uses POSIX signals and file systems")
 
 # Runs the command line in a fork of itself per line of stdin: no test waits for Python and its imports more than once.
-# Weights go to several small files; "pause" is how long each chunk of them takes, in seconds.
+# Weights go to several small files. "hold" is [files, chunks]: after so many files and so many chunks of the next
+# (or once it is written but not yet in the journal) the export says so and waits until "gate" is opened.
 EXPORTS = """
-import json, os, signal, sys, time
+import json, os, signal, sys
 from lfm_onnx.cli.main import main
 from lfm_onnx.cli import export  # a fork imports nothing
 from lfm_onnx.export import data_files, exporter
 
-plan_data_files = data_files.plan_data_files
+plan_data_files, write_data_file = data_files.plan_data_files, data_files.write_data_file
 exporter.plan_data_files = lambda *plan: plan_data_files(*plan, max_bytes=request["file_bytes"])
-chunks = data_files._file_chunks
+answers = os.dup(1)
+left = [-1, 0]
 
-def slowly(file):
-    for chunk in chunks(file):
-        time.sleep(request["pause"])
-        yield chunk
+def hold_where_nothing_is_left():
+    if left == [0, 0]:
+        left[0] = -1
+        os.write(answers, b"held\\n")
+        open(request["gate"]).close()
 
-data_files._file_chunks = slowly
+def write_and_hold(path, file, on_bytes):
+    def count_chunk(size):
+        on_bytes(size)
+        left[1] -= left[0] == 0
+        hold_where_nothing_is_left()
+
+    hold_where_nothing_is_left()
+    digest = write_data_file(path, file, count_chunk)
+    if left[0] == 0:
+        left[1] = 0
+        hold_where_nothing_is_left()
+    else:
+        left[0] -= 1
+    return digest
+
+exporter.write_data_file = write_and_hold
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in a shell's background is started without
 for line in sys.stdin:
     request = json.loads(line)
     child = os.fork()
     if not child:
+        os.write(answers, b"%d\\n" % os.getpid())
+        left[:] = request["hold"] or left
         for number, path in enumerate((os.devnull, os.devnull, request["errors"])):
             os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600), number)
         if request["unchecked"]:
             exporter.check_space = lambda target, needed: None
         main(request["arguments"], prog_name="lfm-onnx")
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os.write(answers, b"%d\\n" % code)
 """
 
 
 class Running:
     """An export at work in a process of its own."""
 
-    def __init__(self, exports: subprocess.Popen[str], errors: Path) -> None:
+    def __init__(self, exports: subprocess.Popen[bytes], errors: Path, gate: Path) -> None:
         assert exports.stdout is not None
-        self._answers, self._errors = exports.stdout, errors
+        self._answers, self._errors, self._gate = exports.stdout, errors, gate
         self._pid = int(self._answers.readline())
         self._code: int | None = None
+
+    def held(self) -> Running:
+        """This export, once it waits where it was asked to."""
+        assert self._answer() == b"held\n", self._errors.read_text(encoding="utf-8")
+        return self
+
+    def go_on(self) -> None:
+        self._gate.open("wb").close()
 
     def send(self, what: int) -> None:
         os.kill(self._pid, what)
 
-    def ended(self) -> bool:
-        return self._code is not None or bool(select.select([self._answers], [], [], 0)[0])
+    def ended(self, seconds: float) -> bool:
+        """Whether it comes to its end within so many seconds."""
+        return self._code is not None or bool(select.select([self._answers], [], [], seconds)[0])
 
     def finish(self) -> tuple[int, str]:
         """Exit code (the signal's number, negative, where one ended it) and what it wrote to stderr."""
         if self._code is None:
-            assert select.select([self._answers], [], [], 60)[0], "the export does not end"
-            self._code = int(self._answers.readline())
+            self._code = int(self._answer())
         return self._code, self._errors.read_text(encoding="utf-8")
 
     def kill(self) -> tuple[int, str]:
@@ -86,52 +113,50 @@ class Running:
             self.send(signal.SIGKILL)
         return self.finish()
 
+    def _answer(self) -> bytes:
+        assert select.select([self._answers], [], [], 60)[0], "the export says nothing"
+        return self._answers.readline()
+
 
 Start = Callable[..., Running]
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """start(checkpoint, output, *options, pause, unchecked) -> Running; two may run at once."""
+    """start(checkpoint, output, *options, hold, unchecked, file_bytes) -> Running; two may run at once."""
     folder = tmp_path_factory.mktemp("stderr")
     command = [sys.executable, "-c", EXPORTS]
-    servers = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) for _ in range(2)
-    ]
+    servers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) for _ in range(2)]
     count = itertools.count()
 
     def start_one(
         checkpoint: Path,
         output: Path,
         *options: str,
-        pause: float = 0.0,
+        hold: tuple[int, int] | None = None,
         unchecked: bool = False,
         file_bytes: int = 700_000,
     ) -> Running:
         number = next(count)
-        server = servers[number % 2]
+        server, errors, gate = servers[number % 2], folder / f"{number}.txt", folder / f"{number}.gate"
         assert server.stdin is not None
+        errors.touch()
+        os.mkfifo(gate)
         request = {
             "arguments": ["export", str(checkpoint), "-o", str(output), *options],
-            "errors": str(folder / str(number)),
-            "pause": pause,
+            "errors": str(errors),
+            "gate": str(gate),
+            "hold": hold,
             "unchecked": unchecked,
             "file_bytes": file_bytes,
         }
-        server.stdin.write(json.dumps(request) + "\n")
-        return Running(server, folder / str(number))
+        server.stdin.write(json.dumps(request).encode() + b"\n")
+        return Running(server, errors, gate)
 
     yield start_one
     for server in servers:
         server.kill()
         server.communicate()
-
-
-def wait_for(condition: Callable[[], bool], running: Running) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline and not running.ended()
-        time.sleep(0.002)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -159,14 +184,11 @@ def test_after_a_kill_nothing_is_there_and_the_next_run_goes_on(
 ) -> None:
     """Killed while the file after the moment-th one is written; then run again and not disturbed."""
     output, partial = tmp_path / "out", tmp_path / ".out.partial"
-    process = start(tiny_lfm, output, pause=0.03)
-    wait_for(lambda: len(finished_files(partial)) >= moment and (partial / "onnx").is_dir(), process)
-    time.sleep(0.011 * moment)
-    assert process.kill()[0] == -signal.SIGKILL
+    assert start(tiny_lfm, output, hold=(moment, moment % 4)).held().kill()[0] == -signal.SIGKILL
 
     assert not output.exists()
     done = {name: (partial / name).stat() for name in finished_files(partial)}
-    assert len(done) >= moment
+    assert len(done) == moment
 
     assert start(tiny_lfm, output).finish() == (0, "")
     assert contents(output) == untouched
@@ -182,9 +204,8 @@ def test_killed_again_and_again_it_still_ends_with_the_same_bytes(
     """Each run gets a little further than the one before, whatever it is killed in the middle of."""
     output = tmp_path / "out"
     for attempt in range(12):
-        process = start(tiny_lfm, output, pause=0.004)
-        wait_for(lambda: (tmp_path / ".out.partial").is_dir() or output.is_dir(), process)
-        time.sleep(0.02 + 0.04 * attempt)
+        process = start(tiny_lfm, output, hold=(1, attempt % 4)) if attempt % 2 else start(tiny_lfm, output)
+        process.ended(seconds=0.02 * attempt)
         process.kill()
         if output.exists():
             break
@@ -199,9 +220,7 @@ def test_a_finished_file_is_written_anew_when_the_checkpoint_has_changed(
 ) -> None:
     checkpoint = Path(shutil.copytree(tiny_lfm, tmp_path / "checkpoint"))
     output, partial = tmp_path / "out", tmp_path / ".out.partial"
-    process = start(checkpoint, output, pause=0.03)
-    wait_for(lambda: len(finished_files(partial)) >= 2, process)
-    process.kill()
+    start(checkpoint, output, hold=(2, 1)).held().kill()
     before = (partial / "onnx" / "model.onnx_data").stat()
 
     os.utime(checkpoint / "model.safetensors", ns=(0, 0))
@@ -214,9 +233,7 @@ def test_a_finished_file_that_was_cut_short_is_written_anew(
     start: Start, tiny_lfm: Path, tmp_path: Path, untouched: dict[str, bytes]
 ) -> None:
     output, partial = tmp_path / "out", tmp_path / ".out.partial"
-    process = start(tiny_lfm, output, pause=0.03)
-    wait_for(lambda: len(finished_files(partial)) >= 2, process)
-    process.kill()
+    start(tiny_lfm, output, hold=(2, 1)).held().kill()
     os.truncate(partial / "onnx" / "model.onnx_data", 100)
     with (partial / "journal.jsonl").open("a") as journal:
         journal.write('{"name": "onnx/model.onnx_da')  # the line that was being written
@@ -260,8 +277,7 @@ def test_an_interrupt_ends_with_one_line_and_keeps_what_is_done(
     start: Start, signal_name: str, tiny_lfm: Path, tmp_path: Path, untouched: dict[str, bytes]
 ) -> None:
     output, partial = tmp_path / "out", tmp_path / ".out.partial"
-    process = start(tiny_lfm, output, pause=0.03)
-    wait_for(lambda: len(finished_files(partial)) >= 2, process)
+    process = start(tiny_lfm, output, hold=(2, 1)).held()
     process.send(getattr(signal, signal_name))
     code, errors = process.finish()
     assert code == 130
@@ -276,14 +292,14 @@ def test_an_interrupt_ends_with_one_line_and_keeps_what_is_done(
 def test_two_exports_to_one_folder_do_not_meet(
     start: Start, tiny_lfm: Path, tmp_path: Path, untouched: dict[str, bytes]
 ) -> None:
-    output, partial = tmp_path / "out", tmp_path / ".out.partial"
-    first = start(tiny_lfm, output, pause=0.05)
-    wait_for(lambda: len(finished_files(partial)) >= 1, first)
+    output = tmp_path / "out"
+    first = start(tiny_lfm, output, hold=(1, 0)).held()
     code, errors = start(tiny_lfm, output).finish()
     assert code == 2
     assert errors.splitlines() == [
         f"Error: another export to {output} is running; wait for it or choose another folder"
     ]
+    first.go_on()
     assert first.finish() == (0, "")
     assert contents(output) == untouched
     assert os.listdir(tmp_path) == ["out"]
@@ -300,15 +316,11 @@ def test_a_quantized_export_killed_at_many_moments_ends_with_the_same_bytes(
     files = sum("onnx_data" in name for name in expected)
     assert files > 20
 
-    output, partial = tmp_path / "out", tmp_path / ".out.partial"
-    kills = 0
-    for target in range(0, files, 7):
-        process = start(tiny_lfm, output, *options, pause=0.004, file_bytes=30_000)
-        wait_for(lambda target=target: len(finished_files(partial)) > target, process)
-        time.sleep(0.003 * (target % 5))
-        process.kill()
-        kills += not output.exists()
+    output, kills = tmp_path / "out", (files - 1) // 7
     assert kills > 3
+    for kill in range(kills):
+        start(tiny_lfm, output, *options, hold=(7, kill % 5), file_bytes=30_000).held().kill()
+        assert not output.exists()
     assert start(tiny_lfm, output, *options, "--force", file_bytes=30_000).finish() == (0, "")
     assert contents(output) == expected
 
@@ -333,9 +345,7 @@ def test_space_is_checked_before_with_the_numbers(
 def test_space_counts_what_an_interrupted_run_has_written_already(
     start: Start, tiny_lfm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    process = start(tiny_lfm, tmp_path / "out", pause=0.03)
-    wait_for(lambda: len(finished_files(tmp_path / ".out.partial")) >= 3, process)
-    process.kill()
+    start(tiny_lfm, tmp_path / "out", hold=(3, 0)).held().kill()
     finished = sum(
         (tmp_path / ".out.partial" / name).stat().st_size for name in finished_files(tmp_path / ".out.partial")
     )

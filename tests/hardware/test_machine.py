@@ -22,8 +22,8 @@ def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     mount, own = tmp_path / "cgroup", tmp_path / "own"
     (mount / "a" / "b").mkdir(parents=True)
     own.write_text("0::/a/b\n")
-    monkeypatch.setattr(control_groups, "_MOUNT", mount)
-    monkeypatch.setattr(control_groups, "_OWN_GROUPS", own)
+    monkeypatch.setattr(control_groups, "MOUNT", mount)
+    monkeypatch.setattr(control_groups, "OWN_GROUPS", own)
     return mount
 
 
@@ -59,7 +59,7 @@ def test_a_process_held_to_one_processor_takes_one_thread() -> None:
 def test_a_containers_share_of_processor_time_bounds_the_threads(
     files: dict[str, str], expected: int, groups: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cores, "_affinity", lambda: set(range(8)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     for name, text in files.items():
         (groups / name).write_text(text)
     assert usable_processors() == thread_count(None) == expected
@@ -85,7 +85,7 @@ def test_without_limits_memory_is_the_machines() -> None:
 
 
 def test_a_system_that_says_nothing_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for module, name in ((control_groups, "_OWN_GROUPS"), (cores, "_CPU_FOLDER"), (memory, "_MEMORY")):
+    for module, name in ((control_groups, "OWN_GROUPS"), (cores, "CPU_FOLDER"), (memory, "MEMINFO")):
         monkeypatch.setattr(module, name, tmp_path / "nothing")
     assert usable_processors() >= 1 and physical_cores() >= 1
     assert last_level_cache_bytes() == 0

@@ -15,7 +15,7 @@ from lfm_onnx.artifact.artifact import Artifact
 from lfm_onnx.cli.main import main
 from lfm_onnx.errors import InputError
 from lfm_onnx.export import OpsProfile
-from lfm_onnx.mobile_bridge.check import openvino, windows_ml
+from lfm_onnx.mobile_bridge.check import openvino
 from lfm_onnx.mobile_bridge.check.fixed_shapes import fixed_shape_model
 from lfm_onnx.mobile_bridge.check.graph_weights import load_graph, weight_bytes_by_node
 from lfm_onnx.mobile_bridge.check.qnn_graph_dump import read_graph_dump
@@ -56,7 +56,7 @@ def test_a_fixed_variant_has_no_open_dimension_and_nothing_left_to_fold(artifact
 
 
 def test_windows_ml_without_its_runtime_says_how_to_get_it(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(windows_ml, "_own_version", lambda: "1.31.1")
+    monkeypatch.setattr("onnxruntime.__version__", "1.31.1")
     with pytest.raises(CheckError, match=r"this Python has 1\.31\.1: make a Python with it .*onnxruntime==1\.24\.4"):
         run_check(artifact, "windows-ml")
 

@@ -61,7 +61,7 @@ def test_compiling_again_compiles_nothing(compiled: Path, monkeypatch: pytest.Mo
     def never(*_: Any) -> None:
         raise AssertionError("a part was compiled again")
 
-    monkeypatch.setattr(compiling, "_compile_part", never)
+    monkeypatch.setattr(compiling, "WorkerProcess", never)
     lines: list[str] = []
     records = compile_export(compiled, CompileOptions(SM8750), lines.append)
     assert [line.endswith("is done") for line in lines] == [True, True]

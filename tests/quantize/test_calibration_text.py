@@ -19,7 +19,13 @@ from lfm_onnx.checkpoint.tokenizer import ChatTokenizer
 from lfm_onnx.errors import InputError, TokenizerError
 from lfm_onnx.quantize import calibration_files
 from lfm_onnx.quantize.calibration_files import DEFAULT_CALIBRATION, read_calibration
-from lfm_onnx.quantize.calibration_text import LEAST_TOKENS, SEQUENCE_TOKENS, _shares, _spread, load_calibration
+from lfm_onnx.quantize.calibration_text import (
+    LEAST_TOKENS,
+    SEQUENCE_TOKENS,
+    equal_shares,
+    load_calibration,
+    spread_order,
+)
 
 ROOT = Path(__file__).parents[2]
 CHAT = [{"role": "user", "content": "Where is the key?"}, {"role": "assistant", "content": "Under the third pot."}]
@@ -241,11 +247,11 @@ def test_files_that_are_not_text_are_refused(
         load_calibration(tmp_path, checkpoint, half="held-out")
     with pytest.raises(InputError, match="at least 32 tokens, found 31"):
         load_calibration(tmp_path, checkpoint, LEAST_TOKENS - 1)
-    monkeypatch.setattr(calibration_files, "_MAX_BYTES", 40)
+    monkeypatch.setattr(calibration_files, "MAX_BYTES", 40)
     with pytest.raises(InputError, match="more than 0 MiB of calibration text"):
         load_calibration(tmp_path, checkpoint)
-    monkeypatch.setattr(calibration_files, "_MAX_BYTES", 1 << 20)
-    monkeypatch.setattr(calibration_files, "_MAX_FILES", 1)
+    monkeypatch.setattr(calibration_files, "MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(calibration_files, "MAX_FILES", 1)
     (tmp_path / "b.txt").write_text("b")
     with pytest.raises(InputError, match="more than 1 files"):
         load_calibration(tmp_path, checkpoint)
@@ -277,7 +283,7 @@ def test_a_tokenizer_of_another_model_is_refused(tiny_lfm: Path, checkpoint: Che
 @given(st.text(alphabet="ab \n\tñ語", max_size=3000))
 @settings(max_examples=60, deadline=None)
 def test_passages_hold_all_of_a_text(text: str) -> None:
-    found = [*calibration_files._passages(text)]
+    found = [*calibration_files.passages(text)]
     assert "".join("".join(passage.split()) for _, passage in found) == "".join(text.split())
     assert all(passage.strip() for _, passage in found)
     for number, passage in found:
@@ -286,13 +292,13 @@ def test_passages_hold_all_of_a_text(text: str) -> None:
 
 
 def test_a_text_without_paragraphs_is_cut() -> None:
-    passages = [passage for _, passage in calibration_files._passages("x" * 50_000 + " word" * 5000)]
+    passages = [passage for _, passage in calibration_files.passages("x" * 50_000 + " word" * 5000)]
     assert max(map(len, passages)) <= 4000 and len(passages) >= 18
 
 
 @given(st.lists(st.integers(0, 500), min_size=1, max_size=12), st.integers(0, 3000))
 def test_shares_are_equal_unless_a_file_is_short(available: list[int], limit: int) -> None:
-    shares = _shares(available, limit)
+    shares = equal_shares(available, limit)
     assert sum(shares) <= limit and all(share <= have for share, have in zip(shares, available, strict=True))
     assert sum(shares) == min(limit, sum(available))
     cut = [share for share, have in zip(shares, available, strict=True) if share < have]
@@ -302,7 +308,7 @@ def test_shares_are_equal_unless_a_file_is_short(available: list[int], limit: in
 
 @given(st.integers(1, 300), st.integers(1, 300))
 def test_the_first_few_of_a_file_lie_far_apart(count: int, first: int) -> None:
-    order = _spread(count)
+    order = spread_order(count)
     assert sorted(order) == [*range(count)]
     chosen = sorted(order[:first])
     gaps = [b - a for a, b in zip(chosen, [*chosen[1:], count], strict=True)]

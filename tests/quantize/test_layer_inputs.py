@@ -104,7 +104,7 @@ def test_an_expert_s_tokens_are_those_that_the_router_sends_it(moe: Checkpoint) 
 
     inputs = inputs_of(moe, sequences_of(moe))
     weight = block_weights(moe.config)["model.layers.2.feed_forward.experts.gate_up"]
-    x = inputs._reach(2).inputs["model.layers.2.feed_forward.experts.0.w1.weight"]
+    x = inputs.rows_into(weight, expert=0)
     counts = inputs.expert_tokens(weight)
     assert counts.sum() == 64 * moe.config.num_experts_per_tok
     for expert in range(moe.config.num_experts):
@@ -125,23 +125,28 @@ def test_sequences_do_not_see_each_other(moe: Checkpoint) -> None:
 
 
 def test_layers_can_be_asked_for_again(moe: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lfm_onnx.quantize.layer_inputs._KEPT_BYTES", 0)
+    monkeypatch.setattr("lfm_onnx.quantize.layer_inputs.KEPT_BYTES", 0)
     inputs, weights = inputs_of(moe, sequences_of(moe)), block_weights(moe.config)
     names = [f"model.layers.{layer}.{part}.out_proj.weight" for layer, part in ((0, "conv"), (3, "conv"), (0, "conv"))]
     first, _, again = (inputs.second_moment(weights[name])[0] for name in names)
-    assert first.tobytes() == again.tobytes() and len(inputs._kept) <= 2
+    assert first.tobytes() == again.tobytes() and inputs.held_layers <= 2
 
 
 def test_head_tokens_whose_next_token_is_certain_weigh_least(tiny_lfm: Path) -> None:
     checkpoint = Checkpoint.open(tiny_lfm)
     sequences = own_text(checkpoint, 200)
-    logits = np.concatenate([Reference(checkpoint).forward(ids)[0] for ids in sequences]).astype(np.float64)
+    reference = Reference(checkpoint)
+    hidden: list[list[np.ndarray]] = [[] for _ in sequences]
+    logits = np.concatenate(
+        [reference.forward(ids, hidden=into)[0] for ids, into in zip(sequences, hidden, strict=True)]
+    ).astype(np.float64)
     p = np.exp(logits - logits.max(axis=1, keepdims=True))
     p /= p.sum(axis=1, keepdims=True)
-    inputs = inputs_of(checkpoint, sequences)
-    found = inputs._uncertainty(inputs._head_input())
-    np.testing.assert_allclose(found, 1 - np.square(p).sum(axis=1), atol=1e-4)
-    assert inputs.head_moment().shape == (checkpoint.config.hidden_size,) * 2
+    weights = 1 - np.square(p).sum(axis=1) + 0.02
+    x = np.concatenate([layers[-1] for layers in hidden])
+    expected = (x * weights[:, None]).T @ x / weights.sum()
+    found = inputs_of(checkpoint, sequences).head_moment()
+    np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("wrong", [[], [[]], [[1, 2, 10**6]], [[-1]]])

@@ -4,6 +4,7 @@ promises of size and quality that hold."""
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,17 +75,18 @@ def test_bytes_depend_neither_on_threads_nor_on_where_the_weights_come_from(
 
 
 def test_pieces_come_in_their_order_however_long_each_takes() -> None:
-    import time
-
     rows = np.random.default_rng(0).standard_normal((64, 32), np.float32)
     fmt = BlockFormat(4)
+    done = {first_row: threading.Event() for first_row in range(0, 64, 4)}
 
-    def slow_at_first(weight: GraphWeight, piece: np.ndarray, first_row: int, fmt: BlockFormat) -> QuantizedRows:
-        time.sleep(0.02 if first_row % 16 == 0 else 0)
+    def after_the_next(weight: GraphWeight, piece: np.ndarray, first_row: int, fmt: BlockFormat) -> QuantizedRows:
+        if first_row % 16 == 0:
+            assert done[first_row + 4].wait(60)
         assert (piece == rows[first_row : first_row + len(piece)]).all()
+        done[first_row].set()
         return quantize_round_to_nearest(piece, fmt)
 
-    weight = BlockWeight(ANY_MATRIX, fmt, lambda: iter(np.split(rows, 16)), slow_at_first, 4)
+    weight = BlockWeight(ANY_MATRIX, fmt, lambda: iter(np.split(rows, 16)), after_the_next, 4)
     expected = quantize_round_to_nearest(rows, fmt)
     assert (np.concatenate(list(weight.codes())) == expected.data).all()
     assert (np.concatenate(list(weight.scales())) == expected.scales).all()

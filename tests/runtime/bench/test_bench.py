@@ -212,12 +212,12 @@ decode_int4:
 @pytest.mark.usefixtures("benchmarks")
 def test_phone_estimate_counts_the_weights_that_a_token_touches() -> None:
     from lfm_onnx.checkpoint.config import LfmConfig
-    from phone_estimate import _CONFIG, touched_weights
+    from phone_estimate import LFM25_8B_A1B, touched_weights
 
     hidden, expert, dense = 2048, 3 * 2048 * 1792, 3 * 2048 * 7168
     conv, attention = 4 * hidden * hidden, 2 * hidden * hidden + 2 * hidden * 512
     expected = 128000 * hidden + 18 * conv + 6 * attention + 2 * dense + 22 * 4 * expert
-    assert touched_weights(LfmConfig.from_dict(_CONFIG, file="config.json")) == expected
+    assert touched_weights(LfmConfig.from_dict(LFM25_8B_A1B, file="config.json")) == expected
 
 
 @pytest.mark.usefixtures("benchmarks")
