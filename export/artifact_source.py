@@ -40,7 +40,7 @@ class _Stored:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _TensorRows:
     """One tensor of the checkpoint: rows ``first``, ``first + step`` … of a stored one, flattened to rows.
 
     ``taps``: the stored one is a convolution's [L, hidden], the checkpoint's [hidden, 1, L].
@@ -72,8 +72,8 @@ class ArtifactSource(Checkpoint):
         stored = _stored_tensors(artifact)
         self._shapes = dict(expected_tensors(self.config))
         table = model_weights(self.config, blocks=False)
-        parts = dict(part for weight in table for part in self._parts_of(stored, weight))
-        self._parts = {name: parts[name] for name in self._shapes}
+        tensors = dict(named for weight in table for named in self._rows_of(stored, weight))
+        self._rows = {name: tensors[name] for name in self._shapes}
 
     @classmethod
     def open(cls, source: str | Path, variant: str | None = None, **_: Any) -> ArtifactSource:
@@ -84,42 +84,44 @@ class ArtifactSource(Checkpoint):
             raise ArtifactError(f"{source}: cannot be read: {error.strerror or error}") from None
 
     def names(self) -> list[str]:
-        return list(self._parts)
+        return list(self._rows)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._found(name).shape
+        return self._rows_named(name).shape
 
     def dtype(self, name: str) -> str:
-        return self._found(name).stored.dtype
+        return self._rows_named(name).stored.dtype
 
     def nbytes(self, name: str) -> int:
-        part = self._found(name)
-        return math.prod(part.shape) * _NUMPY[part.stored.dtype].itemsize
+        tensor = self._rows_named(name)
+        return math.prod(tensor.shape) * _NUMPY[tensor.stored.dtype].itemsize
 
     def raw(self, name: str) -> npt.NDArray[Any]:
-        part = self._found(name)
-        stored = part.stored
-        if stored.inline is not None or stored.path is None or part.taps:
+        tensor = self._rows_named(name)
+        stored = tensor.stored
+        if stored.inline is not None or stored.path is None or tensor.taps:
             return self.float32(name).astype(_NUMPY[stored.dtype])
         whole = np.memmap(stored.path, _NUMPY[stored.dtype], "r", stored.offset, stored.shape)
-        count = part.shape[0]
-        rows = whole.reshape(-1, *part.shape[1:])
-        return rows[part.first : part.first + count * part.step : part.step]
+        count = tensor.shape[0]
+        rows = whole.reshape(-1, *tensor.shape[1:])
+        return rows[tensor.first : tensor.first + count * tensor.step : tensor.step]
 
     def release(self, name: str) -> None:
-        self._found(name)
+        self._rows_named(name)
 
     def float32(self, name: str, rows: slice | None = None) -> npt.NDArray[np.float32]:
-        part = self._found(name)
-        begin, end, step = (rows or slice(None)).indices(part.shape[0])
+        tensor = self._rows_named(name)
+        begin, end, step = (rows or slice(None)).indices(tensor.shape[0])
         if step != 1:
             raise ValueError(f"rows must be a slice of step 1, not {step}")
         end = max(begin, end)
-        if part.taps:
-            taps = self._read(part.stored, 0, part.stored.shape[0])
+        if tensor.taps:
+            taps = self._read(tensor.stored, 0, tensor.stored.shape[0])
             return np.ascontiguousarray(taps.T[begin:end, None, :])
-        values = self._read(part.stored, part.first + begin * part.step, (end - begin) * part.step, part.shape[1:])
-        return np.ascontiguousarray(values[:: part.step])
+        values = self._read(
+            tensor.stored, tensor.first + begin * tensor.step, (end - begin) * tensor.step, tensor.shape[1:]
+        )
+        return np.ascontiguousarray(values[:: tensor.step])
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256((self.folder / CONFIG_NAME).read_bytes())
@@ -144,13 +146,13 @@ class ArtifactSource(Checkpoint):
         offset = stored.offset + first * size * _NUMPY[stored.dtype].itemsize
         return read_float32(stored.path, stored.dtype, offset, (count, *row_shape))
 
-    def _found(self, name: str) -> _Part:
+    def _rows_named(self, name: str) -> _TensorRows:
         try:
-            return self._parts[name]
+            return self._rows[name]
         except KeyError:
             raise CheckpointError(f"{self.folder}: no tensor {shown(name)} in this model") from None
 
-    def _parts_of(self, stored: dict[str, _Stored], weight: GraphWeight) -> Iterator[tuple[str, _Part]]:
+    def _rows_of(self, stored: dict[str, _Stored], weight: GraphWeight) -> Iterator[tuple[str, _TensorRows]]:
         """The tensors of the checkpoint that the weight is made of, by name."""
         if not weight.sources:
             return
@@ -160,9 +162,9 @@ class ArtifactSource(Checkpoint):
             for index, source in enumerate(sources):
                 shape = self._shapes[source]
                 if weight.layout is Layout.PAIRS:
-                    yield source, _Part(found, shape, first + index, 2)
+                    yield source, _TensorRows(found, shape, first + index, 2)
                     continue
-                yield source, _Part(found, shape, first, taps=weight.layout is Layout.TAPS)
+                yield source, _TensorRows(found, shape, first, taps=weight.layout is Layout.TAPS)
                 first += shape[0]
 
     def _take(self, stored: dict[str, _Stored], weight: GraphWeight) -> _Stored:

@@ -28,7 +28,7 @@ WRITE_BYTES = 16 << 20
 """Bytes written at a time. Large writes at multiples of their size give the page cache large pages, where the file
 system has them: the weights, mapped from there, are then read with far fewer address translations."""
 
-_QUEUED_CHUNKS = 3
+_QUEUED_PIECES = 3
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,9 @@ def plan_data_files(
 def write_data_file(path: Path, file: DataFile, on_bytes: Callable[[int], None]) -> str:
     """Write ``file`` to ``path``, durable on return, and give its SHA-256.
 
-    Converting runs in the caller's thread, hashing and writing in another; memory holds a few chunks at a time.
+    Converting runs in the caller's thread, hashing and writing in another; memory holds a few pieces at a time.
     """
-    chunks: queue.Queue[memoryview | None] = queue.Queue(_QUEUED_CHUNKS)
+    pieces: queue.Queue[memoryview | None] = queue.Queue(_QUEUED_PIECES)
     digest = hashlib.sha256()
     failure: list[BaseException] = []
 
@@ -83,12 +83,12 @@ def write_data_file(path: Path, file: DataFile, on_bytes: Callable[[int], None])
         try:
             gathered, used = bytearray(WRITE_BYTES), 0
             with path.open("wb", buffering=0) as out:
-                while (chunk := chunks.get()) is not None:
-                    digest.update(chunk)
-                    while chunk:
-                        taken = min(len(chunk), WRITE_BYTES - used)
-                        gathered[used : used + taken] = chunk[:taken]
-                        chunk, used = chunk[taken:], used + taken
+                while (piece := pieces.get()) is not None:
+                    digest.update(piece)
+                    while piece:
+                        taken = min(len(piece), WRITE_BYTES - used)
+                        gathered[used : used + taken] = piece[:taken]
+                        piece, used = piece[taken:], used + taken
                         if used == WRITE_BYTES:
                             _write_all(out, memoryview(gathered))
                             used = 0
@@ -98,20 +98,20 @@ def write_data_file(path: Path, file: DataFile, on_bytes: Callable[[int], None])
         except BaseException as error:
             failure.append(error)
             # What is written last, such as on a disk that is full, fails when there is nothing more to come.
-            while not ended and chunks.get() is not None:
+            while not ended and pieces.get() is not None:
                 pass
 
     # A daemon, so that an interrupt between any two lines here leaves no thread that the process would wait for.
     writer = threading.Thread(target=drain, name="weights-writer", daemon=True)
     try:
         writer.start()
-        for chunk in _file_chunks(file):
+        for piece in _file_pieces(file):
             if failure:
                 break
-            chunks.put(chunk)
-            on_bytes(len(chunk))
+            pieces.put(piece)
+            on_bytes(len(piece))
     finally:
-        chunks.put(None)
+        pieces.put(None)
         if writer.ident is not None:
             writer.join()
     if failure:
@@ -124,14 +124,14 @@ def _write_all(out: io.FileIO, content: memoryview) -> None:
         content = content[out.write(content) :]
 
 
-def _file_chunks(file: DataFile) -> Iterator[memoryview]:
+def _file_pieces(file: DataFile) -> Iterator[memoryview]:
     end = 0
     for placed in file.tensors:
         if placed.offset > end:
             yield memoryview(bytes(placed.offset - end))
         end = placed.offset
-        for chunk in placed.tensor.chunks():
-            if chunk.nbytes:
-                end += chunk.nbytes
-                yield np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data
+        for piece in placed.tensor.pieces():
+            if piece.nbytes:
+                end += piece.nbytes
+                yield np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
         assert end == placed.offset + placed.tensor.nbytes, placed.tensor.name

@@ -254,7 +254,7 @@ def _write_graph(folder: Path, plan: ExportPlan) -> None:
     """The .onnx file: its small tensors inside, the others by reference to the data files."""
     initializers = plan.model.graph.initializers
     for tensor in plan.inline:
-        values = np.concatenate([chunk.reshape(-1) for chunk in tensor.chunks()]).reshape(tensor.shape)
+        values = np.concatenate([piece.reshape(-1) for piece in tensor.pieces()]).reshape(tensor.shape)
         initializers[tensor.name].const_value = ir.tensor(values, name=tensor.name)
     for file in plan.data_files:
         for placed in file.tensors:

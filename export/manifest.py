@@ -171,7 +171,7 @@ def _tensor_class(kind: TensorKind) -> str:
 
 
 def _stored(tensors: list[WeightTensor]) -> dict[str, Any]:
-    weights = [tensor for tensor in tensors if not tensor.is_part]
+    weights = [tensor for tensor in tensors if not tensor.is_scales_or_zero_points]
     first = weights[0]
     blocks = Counter(tensor.blocks.name for tensor in weights if tensor.blocks is not None)
     if len(blocks) > 1:

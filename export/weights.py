@@ -22,10 +22,10 @@ from ..hardware.cores import thread_count
 from ..quantize.quantization import Quantization
 from .graph_context import rotary_cache
 
-CHUNK_ELEMENTS = 4 << 20
+PIECE_ELEMENTS = 4 << 20
 """Elements read, converted and written at a time: 16 MiB of float32."""
 
-Chunks = Callable[[], Iterator[npt.NDArray[np.float32]]]
+Pieces = Callable[[], Iterator[npt.NDArray[np.float32]]]
 Arrays = Iterator[npt.NDArray[np.generic]]
 Quantize = Callable[[GraphWeight, npt.NDArray[np.float32], int, BlockFormat], QuantizedRows]
 """(weight, rows [n, K], index of the first of them among all rows of the weight, format) → blocks."""
@@ -36,19 +36,19 @@ MOST_THREADS = 16
 
 @dataclass(frozen=True)
 class WeightTensor:
-    """One initializer to write: ``chunks`` gives C-contiguous pieces of it in order, in its dtype.
+    """One initializer to write: ``pieces`` gives it C-contiguous, piece by piece in order, in its dtype.
 
     CheckpointError comes from there where a value of the checkpoint does not fit the type.
     """
 
     name: str
     weight: GraphWeight
-    """The weight that it is, or is a part of."""
+    """The weight that it is, or holds scales or zero points of."""
     dtype: np.dtype[np.generic]
     shape: tuple[int, ...]
-    chunks: Callable[[], Iterator[npt.NDArray[np.generic]]]
+    pieces: Callable[[], Iterator[npt.NDArray[np.generic]]]
     blocks: BlockFormat | None = None
-    """The format that the tensor is a part of."""
+    """The block format of the weight."""
 
     @property
     def elements(self) -> int:
@@ -59,7 +59,7 @@ class WeightTensor:
         return self.elements * self.dtype.itemsize
 
     @property
-    def is_part(self) -> bool:
+    def is_scales_or_zero_points(self) -> bool:
         """Whether this is not a weight itself but the scales or zero points of one."""
         return self.name != self.weight.name
 
@@ -76,73 +76,73 @@ def weight_tensors(
     """
     formats = quantization.format_of_weights() if quantization is not None else {}
     values = {value.name: value for value in model.graph.initializers.values() if value.const_value is None}
-    parts: dict[str, _Part] = {}
+    contents: dict[str, _Content] = {}
     for weight in weights:
         rows = partial(_rows, weight, checkpoint)
         if quantization is None or weight.name not in formats:
-            parts[weight.name] = _Part(weight, rows)
+            contents[weight.name] = _Content(weight, rows)
             continue
         fmt = formats[weight.name]
         blocks = BlockWeight(weight, fmt, rows, quantization.quantize, quantization.threads)
-        made = {"": blocks.codes, SCALES: blocks.scales, ZERO_POINTS: blocks.zero_points}
-        parts |= {weight.name + part: _Part(weight, chunks, fmt) for part, chunks in made.items()}
-    return [_tensor(value, parts[name]) for name, value in values.items() if name is not None]
+        arrays = {"": blocks.codes, SCALES: blocks.scales, ZERO_POINTS: blocks.zero_points}
+        contents |= {weight.name + suffix: _Content(weight, pieces, fmt) for suffix, pieces in arrays.items()}
+    return [_tensor(value, contents[name]) for name, value in values.items() if name is not None]
 
 
 @dataclass(frozen=True)
-class _Part:
-    """What is in one initializer of a weight: its floats, or one part of its blocks."""
+class _Content:
+    """What is in one initializer of a weight: its floats, or the codes, scales or zero points of its blocks."""
 
     weight: GraphWeight
-    chunks: Callable[[], Iterator[npt.NDArray[Any]]]
+    pieces: Callable[[], Iterator[npt.NDArray[Any]]]
     blocks: BlockFormat | None = None
 
 
-def _tensor(value: ir.Value, part: _Part) -> WeightTensor:
+def _tensor(value: ir.Value, content: _Content) -> WeightTensor:
     assert value.name is not None and value.shape is not None and value.dtype is not None
     shape = tuple(int(size) for size in value.shape.numpy())
     dtype = np.dtype(value.dtype.numpy())
-    chunks = part.chunks if part.blocks is not None else partial(_narrow_all, part.chunks, dtype, value.name)
-    return WeightTensor(value.name, part.weight, dtype, shape, chunks, part.blocks)
+    pieces = content.pieces if content.blocks is not None else partial(_narrow_all, content.pieces, dtype, value.name)
+    return WeightTensor(value.name, content.weight, dtype, shape, pieces, content.blocks)
 
 
 def _rows(weight: GraphWeight, checkpoint: Checkpoint) -> Iterator[npt.NDArray[np.float32]]:
     """The weight's float32 values in C-contiguous pieces, none of two experts."""
     if weight.layout is Layout.ROWS:
         for source in weight.sources:
-            yield from _row_chunks(checkpoint, source)
+            yield from _row_pieces(checkpoint, source)
     elif weight.layout is Layout.PAIRS:
         for _, (first, second) in weight.sources_by_expert():
-            yield from _pair_chunks(checkpoint, first, second)
+            yield from _pair_pieces(checkpoint, first, second)
     elif weight.layout is Layout.TAPS:
         yield np.ascontiguousarray(checkpoint.float32(weight.sources[0])[:, 0, :].T)
     elif weight.layout is Layout.ZEROS:
         yield np.zeros(weight.shape, np.float32)
     else:
-        yield from _rotary_chunks(checkpoint, weight.shape, sine=weight.layout is Layout.SINES)
+        yield from _rotary_pieces(checkpoint, weight.shape, sine=weight.layout is Layout.SINES)
 
 
-def _row_chunks(checkpoint: Checkpoint, name: str) -> Iterator[npt.NDArray[np.float32]]:
+def _row_pieces(checkpoint: Checkpoint, name: str) -> Iterator[npt.NDArray[np.float32]]:
     shape = checkpoint.shape(name)
-    step = max(1, CHUNK_ELEMENTS // max(1, math.prod(shape[1:])))
+    step = max(1, PIECE_ELEMENTS // max(1, math.prod(shape[1:])))
     for start in range(0, shape[0], step):
         yield checkpoint.float32(name, slice(start, min(start + step, shape[0])))
 
 
-def _pair_chunks(checkpoint: Checkpoint, first: str, second: str) -> Iterator[npt.NDArray[np.float32]]:
+def _pair_pieces(checkpoint: Checkpoint, first: str, second: str) -> Iterator[npt.NDArray[np.float32]]:
     """[n, 2, K]: the layout that ai.liquid::SparseMoE and SwiGLU read, the gate's row before the same one of up."""
-    pairs = zip(_row_chunks(checkpoint, first), _row_chunks(checkpoint, second), strict=True)
+    pairs = zip(_row_pieces(checkpoint, first), _row_pieces(checkpoint, second), strict=True)
     return (np.stack(pair, axis=1) for pair in pairs)
 
 
-def _rotary_chunks(checkpoint: Checkpoint, shape: tuple[int, ...], *, sine: bool) -> Iterator[npt.NDArray[np.float32]]:
-    step = max(1, CHUNK_ELEMENTS // shape[1])
+def _rotary_pieces(checkpoint: Checkpoint, shape: tuple[int, ...], *, sine: bool) -> Iterator[npt.NDArray[np.float32]]:
+    step = max(1, PIECE_ELEMENTS // shape[1])
     for start in range(0, shape[0], step):
         yield rotary_cache(checkpoint.config, np.arange(start, min(start + step, shape[0])))[int(sine)]
 
 
-def _narrow_all(source: Chunks, dtype: np.dtype[np.generic], name: str) -> Iterator[npt.NDArray[np.generic]]:
-    return (_narrow(chunk, dtype, name) for chunk in source())
+def _narrow_all(source: Pieces, dtype: np.dtype[np.generic], name: str) -> Iterator[npt.NDArray[np.generic]]:
+    return (_narrow(piece, dtype, name) for piece in source())
 
 
 def _narrow(values: npt.NDArray[np.float32], dtype: np.dtype[np.generic], name: str) -> npt.NDArray[np.generic]:
@@ -167,7 +167,7 @@ class BlockWeight:
     """
 
     def __init__(
-        self, weight: GraphWeight, fmt: BlockFormat, rows: Chunks, quantize: Quantize, threads: int | None = None
+        self, weight: GraphWeight, fmt: BlockFormat, rows: Pieces, quantize: Quantize, threads: int | None = None
     ) -> None:
         self._weight = weight
         self._format = fmt

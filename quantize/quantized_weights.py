@@ -73,11 +73,11 @@ class QuantizedWeights:
         place = self.places.get(full)
         return rows if place is None else self._round(rows, place)
 
-    def row_chunks(self, name: str) -> Iterator[tuple[slice, Any]]:
+    def row_pieces(self, name: str) -> Iterator[tuple[slice, Any]]:
         """All rows of a matrix in order, a few at a time."""
         full = self.prefix + name
         place = self.places.get(full)
-        for rows, values in self.plain.row_chunks(full):
+        for rows, values in self.plain.row_pieces(full):
             yield rows, values if place is None else self._matrix(full, place, rows, values)
 
     def _matrix(self, name: str, place: _Place, rows: slice, values: Float32 | None = None) -> Any:

@@ -40,7 +40,7 @@ class ModelWeights(LayerWeights, Protocol):
         """Rows ``indices`` of a table, ``[len(indices), …]``."""
         ...
 
-    def row_chunks(self, name: str) -> Iterator[tuple[slice, Array]]:
+    def row_pieces(self, name: str) -> Iterator[tuple[slice, Array]]:
         """All rows of a matrix in order, a few at a time."""
         ...
 
@@ -132,7 +132,7 @@ def final_norm(config: LfmConfig, weights: LayerWeights, streams: Streams) -> Ar
 def head_logits(config: LfmConfig, weights: ModelWeights, x: Array) -> Array:
     """``x W_head^T`` [T, V], the vocabulary read a few rows at a time."""
     logits = np.empty((len(x), config.vocab_size), np.float32)
-    for rows, matrix in weights.row_chunks(head_tensor(config)):
+    for rows, matrix in weights.row_pieces(head_tensor(config)):
         logits[:, rows] = x @ matrix.T
     return logits
 

@@ -77,7 +77,7 @@ class Weights:
         """Rows ``indices`` of a table, ``[len(indices), …]``, without converting or loading the others."""
         return self.reader.gather(self.prefix + name, indices)
 
-    def row_chunks(self, name: str) -> Iterator[tuple[slice, Array]]:
+    def row_pieces(self, name: str) -> Iterator[tuple[slice, Array]]:
         """All rows of a matrix in order, in pieces of at most CHUNK_BYTES of float32 each."""
         rows, columns = self.reader.shape(self.prefix + name)
         step = max(1, CHUNK_BYTES // (4 * columns))

@@ -26,7 +26,7 @@ from lfm_onnx.export import ExportOptions, export_checkpoint, exporter, output_f
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="uses POSIX signals and file systems")
 
 # Runs the command line in a fork of itself per line of stdin: no test waits for Python and its imports more than once.
-# Weights go to several small files. "hold" is [files, chunks]: after so many files and so many chunks of the next
+# Weights go to several small files. "hold" is [files, pieces]: after so many files and so many pieces of the next
 # (or once it is written but not yet in the journal) the export says so and waits until "gate" is opened.
 EXPORTS = """
 import json, os, signal, sys
@@ -46,13 +46,13 @@ def hold_where_nothing_is_left():
         open(request["gate"]).close()
 
 def write_and_hold(path, file, on_bytes):
-    def count_chunk(size):
+    def count_piece(size):
         on_bytes(size)
         left[1] -= left[0] == 0
         hold_where_nothing_is_left()
 
     hold_where_nothing_is_left()
-    digest = write_data_file(path, file, count_chunk)
+    digest = write_data_file(path, file, count_piece)
     if left[0] == 0:
         left[1] = 0
         hold_where_nothing_is_left()

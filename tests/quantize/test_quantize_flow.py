@@ -62,7 +62,7 @@ def fp32_artifact(exported_artifact: ArtifactFactory) -> Path:
 def test_bytes_depend_neither_on_threads_nor_on_where_the_weights_come_from(
     method: str, tiny_lfm: Path, fp32_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights, "CHUNK_ELEMENTS", 1 << 13)  # many pieces of each weight
+    monkeypatch.setattr(weights, "PIECE_ELEMENTS", 1 << 13)  # many pieces of each weight
     options = ("--precision", "q4", "--method", method, *FEW)
     expected = None
     for threads in (1, 2, 4):
