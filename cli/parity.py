@@ -17,7 +17,11 @@ _PATH = click.Path(path_type=Path)
 @click.command()
 @click.argument("folder", metavar="DIR", type=_PATH)
 @click.option("--reference", "checkpoint", metavar="CHECKPOINT", required=True, help="Checkpoint that DIR came from.")
-@click.option("--backend", type=click.Choice(["numpy", "transformers"]), default="numpy", help="The reference model.")
+@click.option(
+    "--backend",
+    type=click.Choice(["numpy", "transformers"]),
+    help="The reference model [default: transformers where it is installed and fits into memory, else numpy].",
+)
 @click.option("--variant", metavar="fp32|fp16", help="Precision to compare; the artifact's first by default.")
 @click.option("--prompts", metavar="FILE", type=_PATH, help='Plain text, or .jsonl with "text" or "messages".')
 @click.option("--tokens", type=click.IntRange(min=1), default=2048, show_default=True, help="Most tokens in all.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,7 +51,13 @@ class TorchReference:
                 ).eval()
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             reason = " ".join(str(error).split())[:300]
-            raise CheckpointError(f"transformers cannot load {checkpoint.folder}: {reason}") from error
+            raise CheckpointError(
+                f"transformers cannot load {checkpoint.folder}: {reason}; the numpy reference does without it"
+            ) from error
+
+        # Its name since 5.24; the older one goes with 5.40.
+        named = inspect.signature(self.model.forward).parameters
+        self._cache = "cache" if "cache" in named else "past_key_values"
 
     def forward(
         self,
@@ -93,16 +100,17 @@ class TorchReference:
             with self._torch.no_grad(), quiet(self._transformers):
                 output = self.model(
                     input_ids=self._torch.from_numpy(ids)[None],
-                    past_key_values=state.cache if state is not None else None,
                     use_cache=True,
                     logits_to_keep=0 if logits == "all" else 1,
+                    **{self._cache: state.cache if state is not None else None},
                 )
         finally:
             for hook in hooks:
                 hook.remove()
         if hidden is not None:
             hidden.extend(seen)
-        return output.logits[0].numpy(), TorchState((state.length if state else 0) + len(ids), output.past_key_values)
+        cache = getattr(output, self._cache)
+        return output.logits[0].numpy(), TorchState((state.length if state else 0) + len(ids), cache)
 
     def _record(self, seen: list[Array]) -> list[Any]:
         """Hooks that append the output of embedding, layers and final norm.

@@ -24,7 +24,7 @@ from .onnx_model import resolve_provider
 from .onnx_runner import OnnxRunner
 from .options import ParityOptions
 from .passages import passages_to_compare
-from .reference import open_reference
+from .reference import default_backend, open_reference
 from .report.contents import (
     Check,
     GreedyAgreement,
@@ -80,8 +80,9 @@ class _Comparison:
         self.longest = max(self.passages, key=lambda passage: len(passage.ids))
         progress(f"loading {artifact.model_path.name}")
         self.runner, self.beside = open_runners(artifact, options)
-        progress(f"loading the {options.backend} reference")
-        self.reference = open_reference(checkpoint, options.backend, options.threads)
+        self.backend = options.backend or default_backend(checkpoint)
+        progress(f"loading the {self.backend} reference")
+        self.reference = open_reference(checkpoint, self.backend, options.threads)
 
     def run(self) -> ParityReport:
         comparison, metrics, checks = self._logits()
@@ -114,7 +115,7 @@ class _Comparison:
         return None
 
     def _identity(self) -> dict[str, str]:
-        return identity(self.artifact, self.checkpoint, self.options.backend, self.runner.provider)
+        return identity(self.artifact, self.checkpoint, self.backend, self.runner.provider)
 
     def _logits(self) -> tuple[LogitComparison, LogitMetrics, list[Check]]:
         """Every passage, by the reference, the runner, and what runs beside it."""

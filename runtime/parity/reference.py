@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 Array = npt.NDArray[np.float32]
 BACKENDS = ("numpy", "transformers")
 
+_TORCH_BYTES = 6
+"""For each parameter while transformers loads it: 4 as float32, and what is read of the file."""
+
 
 class ReferenceModel(Protocol):
     """What the comparison asks of either implementation; see ``Reference``."""
@@ -26,6 +30,22 @@ class ReferenceModel(Protocol):
     ) -> tuple[Array, object]: ...
 
     def greedy(self, input_ids: TokenIds, max_new_tokens: int, eos_token_ids: Collection[int]) -> list[int]: ...
+
+
+def default_backend(checkpoint: Checkpoint) -> str:
+    """transformers where it is installed, can decode the model and finds the memory that it takes; else numpy."""
+    from ...hardware.memory import available_memory_bytes
+    from ...reference.torch_model import import_transformers
+
+    elements = sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names())
+    available = available_memory_bytes()
+    if not checkpoint.config.attention_layers or (available is not None and elements * _TORCH_BYTES > available):
+        return "numpy"
+    try:
+        import_transformers(checkpoint.config.model_type)
+    except InputError:
+        return "numpy"
+    return "transformers"
 
 
 def open_reference(checkpoint: Checkpoint, backend: str, threads: int | None) -> ReferenceModel:

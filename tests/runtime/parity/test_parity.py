@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from lfm_onnx.runtime.parity.onnx_model import OnnxModel, OnnxState, resolve_pro
 from lfm_onnx.runtime.parity.options import ParityOptions
 from lfm_onnx.runtime.parity.passages import passages_of
 from lfm_onnx.runtime.parity.prompts import default_prompts, read_prompts, task_prompts
-from lfm_onnx.runtime.parity.reference import BACKENDS
+from lfm_onnx.runtime.parity.reference import BACKENDS, default_backend
 from lfm_onnx.runtime.parity.report.contents import ParityReport
 from lfm_onnx.runtime.parity.tasks import answer_tasks, final_answer, read_tasks
 from model_variants import VARIANTS
@@ -36,8 +37,9 @@ from safetensors.numpy import load_file, save_file
 MakeVariant = Callable[..., Path]
 
 
-def run(artifact: Path, checkpoint: Path, **options: Any) -> ParityReport:
-    return compare(Artifact.open(artifact), Checkpoint.open(checkpoint), ParityOptions(threads=1, **options))
+def run(artifact: Path, checkpoint: Path, *, backend: str = "numpy", **options: Any) -> ParityReport:
+    options = {"threads": 1, "backend": backend, **options}
+    return compare(Artifact.open(artifact), Checkpoint.open(checkpoint), ParityOptions(**options))
 
 
 def random_ids(vocab_size: int, lengths: Sequence[int]) -> list[list[int]]:
@@ -109,6 +111,20 @@ def test_a_wrong_weight_is_seen_and_its_layer_named(
     assert {"logits", "hidden states"} <= missed
     # The artifact is wrong, but agrees with itself.
     assert "prefill and decode" not in missed and "padded on the left" not in missed
+
+
+def test_the_judge_is_transformers_wherever_it_can_be(
+    variant_checkpoint: MakeVariant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = Checkpoint.open(variant_checkpoint("moe"))
+    assert default_backend(checkpoint) == "transformers"
+    assert default_backend(Checkpoint.open(variant_checkpoint("dense_conv_only"))) == "numpy"
+    with monkeypatch.context() as patched:
+        patched.setattr("lfm_onnx.hardware.memory.available_memory_bytes", lambda: 100_000)
+        assert default_backend(checkpoint) == "numpy"
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "transformers", None)
+        assert default_backend(checkpoint) == "numpy"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
