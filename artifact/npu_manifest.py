@@ -23,7 +23,7 @@ NPU_MANIFEST_VERSION = 1
 TARGET = "qnn"
 """What the manifest is for, and the name of the artifact's variant."""
 _UPDATES = ("replace", "append")
-_ADVICE = "export the checkpoint with --target qnn again"
+_ADVICE = 'export the checkpoint with `target="qnn"` again'
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,8 @@ class Checkpoint:
     """Weights and config of one checkpoint folder, all checked on opening, read lazily.
 
     Names and shapes (V vocabulary, H hidden, L conv_L_cache, E experts, M moe_intermediate_size) are those that
-    ``expected_tensors`` yields. ``source`` is what the user gave, ``folder`` where the files lie. ``raw_config`` is
+    ``expected_tensors`` yields. ``source`` is what the user gave, ``folder`` where the files lie. ``context_length``:
+    the positions that an export supports unless it is asked for less. ``raw_config`` is
     config.json, ``config`` what it comes to, both untied where the weights are. ``notes``: one line on each thing that
     is not as config.json says, or not read.
     """
@@ -50,6 +51,7 @@ class Checkpoint:
         self._files = open_weight_files(folder)
         located = locate_tensors(folder, config, self._files)
         self.config, self._locations = located.config, located.by_name
+        self.context_length = located.config.max_position_embeddings
         if config.tie_word_embeddings and not located.config.tie_word_embeddings:
             self.raw_config |= {name: False for name in TIE_FIELDS if name in self.raw_config or name == TIE_FIELDS[0]}
         self.notes: tuple[str, ...] = (*located.notes, *unread_files(folder, self.weight_files()))

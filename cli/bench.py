@@ -8,34 +8,42 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .npu_options import npu_options, take_npu_options
+from .options import (
+    artifact_argument,
+    json_option,
+    native_option,
+    run_options,
+    taken_run_options,
+    threads_option,
+    variant_option,
+)
 
 if TYPE_CHECKING:
     from ..runtime.bench.bench import BenchResult
 
 
 @click.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@artifact_argument
 @click.option("--prompt-tokens", type=click.IntRange(min=1), default=512, show_default=True, help="Tokens of a prompt.")
 @click.option("--new-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Tokens decoded after.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; every core by default.")
+@threads_option
 @click.option("--repeat", type=click.IntRange(min=1), default=5, show_default=True, help="Measurements of each figure.")
-@click.option("--variant", help="Precision to run, such as fp32 or q4; the artifact's first by default.")
-@click.option("--no-native", "native", flag_value=False, default=None, help="Run without the native library.")
-@npu_options
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def bench(folder: Path, as_json: bool, **options: Any) -> None:
-    """Measure the speed and memory of the model exported to DIR, on random tokens.
+@variant_option
+@native_option
+@run_options
+@json_option
+def bench(artifact: Path, as_json: bool, **options: Any) -> None:
+    """Measure the speed and memory of ARTIFACT on random tokens.
 
     The memory's read bandwidth is measured beside it: decoding can at most read the weights at that speed.
     """
     from ..runtime.bench.bench import BenchOptions
     from ..runtime.bench.bench import bench as measure
 
-    npu = take_npu_options(options)
+    npu = taken_run_options(options)
     if npu.get("cpu_artifact"):
         npu["cpu_artifact"] = str(npu["cpu_artifact"])
-    result = measure(folder, BenchOptions(**options, npu=npu or None))
+    result = measure(artifact, BenchOptions(**options, npu=npu or None))
     if as_json:
         click.echo(json.dumps(result.to_dict()))
     else:

@@ -7,14 +7,15 @@ from typing import Any
 
 import click
 
-from .generation_options import artifact_argument, generation_options, npu_settings, read_tools
+from .generation_options import generation_options, npu_settings, read_tools
+from .options import artifact_argument
 
 
 @click.command()
 @artifact_argument
 @generation_options
 def chat(
-    folder: Path,
+    artifact: Path,
     system: str | None,
     tools: Path | None,
     threads: int | None,
@@ -24,7 +25,7 @@ def chat(
     hide_thinking: bool,
     **options: Any,
 ) -> None:
-    """Talk with the model exported to DIR, a line at a time.
+    """Talk with ARTIFACT, a line at a time.
 
     /reset forgets the conversation, /tool TEXT gives a tool's result, /exit or Ctrl-D leaves, Ctrl-C stops an answer.
     """
@@ -35,7 +36,7 @@ def chat(
     schemas = read_tools(tools)
     npu = npu_settings(options)
     model = LfmModel.load(
-        folder, variant=variant, threads=threads, context_length=context_length, native=native, npu=npu
+        artifact, variant=variant, threads=threads, context_length=context_length, native=native, npu=npu
     )
     _ = model.tokenizer  # a broken one is told before the first question
     chat_loop(Conversation(model, system=system, tools=schemas, **options), hide_thinking=hide_thinking)

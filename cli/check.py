@@ -8,33 +8,39 @@ from typing import Any
 
 import click
 
+from .options import (
+    PATH,
+    artifact_argument,
+    json_option,
+    reference_help,
+    soc_option,
+    target_option,
+    variant_option,
+)
 from .progress import say
 
 _MISSED = 1
 TARGETS = ("qnn", "openvino", "nnapi", "xnnpack", "windows-ml")
-_PATH = click.Path(path_type=Path)
 
 
 @click.command()
-@click.argument("folder", metavar="DIR", type=_PATH)
-@click.option("--target", type=click.Choice(TARGETS), required=True, help="What DIR is to run on.")
-@click.option("--variant", help="Precision to check; the artifact's first by default (qnn: the NPU export).")
-@click.option("--soc", metavar="NAME", help="qnn: the chip to compile for, such as sm8750.")
+@artifact_argument
+@target_option(*TARGETS, required=True)
+@variant_option
+@soc_option
 @click.option("--every-context", is_flag=True, help="qnn: all exported context lengths, not the shortest alone.")
-@click.option(
-    "--reference", metavar="CHECKPOINT", help="openvino, windows-ml: compare with this checkpoint in float32."
-)
-@click.option("--python", "interpreter", metavar="FILE", type=_PATH, help="openvino, windows-ml: Python that has it.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--reference", metavar="CHECKPOINT", help=reference_help)
+@click.option("--python", "interpreter", metavar="FILE", type=PATH, help="openvino, windows-ml: Python that has it.")
+@json_option
 @click.pass_context
-def check(context: click.Context, folder: Path, target: str, as_json: bool, **options: Any) -> None:
-    """Say what TARGET makes of the model exported to DIR.
+def check(context: click.Context, artifact: Path, target: str, as_json: bool, **options: Any) -> None:
+    """Say what a target makes of ARTIFACT; openvino and windows-ml compare it with --reference, in float32.
 
     Exit code 0: all requirements are met; 1: one is missed; 2: it could not be checked.
     """
     from ..mobile_bridge.check.run import run_check
 
-    report = run_check(folder, target, progress=say, **options)
+    report = run_check(artifact, target, progress=say, **options)
     if as_json:
         click.echo(json.dumps(report.to_dict(), ensure_ascii=False))
     else:

@@ -11,6 +11,7 @@ import click
 
 from ..reporting.byte_size import byte_size
 from .finite_float import FiniteFloat
+from .options import artifact_argument, dry_run_option, json_option, memory_budget_option, socs_option
 from .progress import say
 
 if TYPE_CHECKING:
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 
 
 @click.command("compile")
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--soc", "socs", metavar="NAME[,NAME…]", help="Chips, such as sm8750,sm8650; --list-socs shows them.")
+@artifact_argument
+@socs_option
 @click.option(
     "--build",
     "builds",
@@ -28,25 +29,25 @@ if TYPE_CHECKING:
     help="device (default): prefill and decode in one binary. emulator: one each, which this machine can load.",
 )
 @click.option("--part", "parts", metavar="NAME", multiple=True, help="Compile this part alone; may be repeated.")
-@click.option(
-    "--memory", "memory_gb", type=FiniteFloat(0, 1e9), metavar="GB", help="Memory that a part may take; what is free."
-)
+@memory_budget_option
+@click.option("--memory", "memory_gb", type=FiniteFloat(0, 1e9), hidden=True)  # the former spelling of --memory-budget
 @click.option("--force", is_flag=True, help="Compile parts anew that are done already.")
-@click.option("--dry-run", is_flag=True, help="Print the plan and compile nothing.")
+@dry_run_option
 @click.option("--list-socs", is_flag=True, help="Print the chips that are known and nothing else.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 def compile_command(
-    folder: Path,
+    artifact: Path,
     socs: str | None,
     builds: tuple[str, ...],
     parts: tuple[str, ...],
+    memory_budget: int | None,
     memory_gb: float | None,
     force: bool,
     dry_run: bool,
     list_socs: bool,
     as_json: bool,
 ) -> None:
-    """Compile the NPU export in DIR to context binaries; what was compiled before is not compiled again."""
+    """Compile ARTIFACT, an NPU export, to context binaries; what was compiled before is not compiled again."""
     from ..artifact.artifact import Artifact
     from ..artifact.npu_compiled import describe
     from ..artifact.npu_manifest import NpuManifest
@@ -61,21 +62,23 @@ def compile_command(
     chosen = chips(socs or DEFAULT_CHIP)
     wanted = builds or ("device",)
     if dry_run:
-        artifact = Artifact.open(folder, "qnn")
-        plan = plan_compile(artifact, NpuManifest.read(artifact), chosen, wanted)
+        opened = Artifact.open(artifact, "qnn")
+        plan = plan_compile(opened, NpuManifest.read(opened), chosen, wanted)
         plan = [item for item in plan if not parts or item.part in parts]
         if as_json:
             click.echo(json.dumps({"parts": [item.to_dict() for item in plan]}))
         else:
             _print_plan(plan)
         return
-    options = CompileOptions(chosen, wanted, round(memory_gb * 1e9) if memory_gb else None, force, list(parts) or None)
-    records = compile_export(folder, options, say)
+    if memory_budget is None and memory_gb is not None:
+        memory_budget = round(memory_gb * 1e9)
+    options = CompileOptions(chosen, wanted, memory_budget, force, list(parts) or None)
+    records = compile_export(artifact, options, say)
     if as_json:
         click.echo(json.dumps({"parts": [describe(record) for record in records]}))
         return
     seconds, size = sum(r.seconds for r in records), sum(sum(r.files.values()) for r in records)
-    click.echo(f"{len(records)} parts, {byte_size(size)} in {folder / 'compiled'}, {seconds:.0f} s of compiling")
+    click.echo(f"{len(records)} parts, {byte_size(size)} in {artifact / 'compiled'}, {seconds:.0f} s of compiling")
 
 
 def _print_plan(plan: Sequence[PartToCompile]) -> None:

@@ -14,6 +14,7 @@ from ..hardware.cores import usable_processors
 from ..hardware.memory import available_memory_bytes, total_memory_bytes
 from ..reporting.byte_size import byte_size
 from ..runtime.native_library import native_status
+from .options import json_option
 
 _PACKAGES = ("onnxruntime", "onnx", "numpy", "onnxruntime-genai", "onnxruntime-qnn", "transformers", "torch")
 
@@ -43,7 +44,7 @@ def diagnose() -> dict[str, Any]:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 def doctor(as_json: bool) -> None:
     """Say which versions, kernels, threads, memory and execution providers this machine has for lfm-onnx."""
     found = diagnose()

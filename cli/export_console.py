@@ -4,27 +4,37 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
+from typing import Any
 
 import click
 
-from ..export.export_request import Exported
+from ..export import Exported, ExportPlan
 from ..reporting.byte_size import byte_size
 
 
-def print_result(exported: Exported, *, as_json: bool) -> None:
+def print_exported(exported: Exported, *, as_json: bool) -> None:
     """To stdout."""
-    click.echo(json.dumps(exported.result, indent=2) if as_json else _text(exported))
+    _print(exported.plan, exported.to_dict(), "wrote", as_json=as_json)
+
+
+def print_plan(plan: ExportPlan, output: Path, *, as_json: bool) -> None:
+    """What a dry run says, to stdout."""
+    _print(plan, {"dry_run": True, "output": str(output), **plan.to_dict()}, "would write", as_json=as_json)
+
+
+def _print(plan: ExportPlan, result: dict[str, Any], verb: str, *, as_json: bool) -> None:
+    click.echo(json.dumps(result, indent=2) if as_json else _text(plan, result, verb))
     sys.stdout.flush()
 
 
-def _text(exported: Exported) -> str:
-    result = exported.result
+def _text(plan: ExportPlan, result: dict[str, Any], verb: str) -> str:
     state = sum(result["state_bytes"].values())
     lines = [
-        f"{'would write' if result.get('dry_run') else 'wrote'} {result['output']}: {result['precision']}, "
+        f"{verb} {result['output']}: {result['precision']}, "
         f"{result['ops']} ops, {byte_size(result['data_bytes'])} of weights in {len(result['data_files'])} file(s)",
         f"context {result['context_length']} tokens, {byte_size(state)} of state at that length",
-        *_quantization_lines(exported),
+        *_quantization_lines(plan),
     ]
     if "seconds" in result:
         lines.append(
@@ -34,8 +44,8 @@ def _text(exported: Exported) -> str:
     return "\n".join(lines)
 
 
-def _quantization_lines(exported: Exported) -> list[str]:
-    quantization, chosen = exported.plan.quantization, exported.chosen
+def _quantization_lines(plan: ExportPlan) -> list[str]:
+    quantization, chosen = plan.quantization, plan.chosen
     if quantization is None:
         return []
     text = quantization.recipe.calibration

@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from ..errors import InputError
-from .generation_options import artifact_argument, generation_options, npu_settings, read_tools
+from .generation_options import generation_options, npu_settings, read_tools
+from .options import artifact_argument, json_option
 
 
 @click.command()
@@ -18,9 +19,9 @@ from .generation_options import artifact_argument, generation_options, npu_setti
 @click.option("-p", "--prompt", required=True, help="What to answer; - reads standard input.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the chat template.")
 @generation_options
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
+@json_option
 def generate(
-    folder: Path,
+    artifact: Path,
     prompt: str,
     raw: bool,
     system: str | None,
@@ -33,7 +34,7 @@ def generate(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Answer one prompt with the model exported to DIR."""
+    """Answer one prompt with ARTIFACT."""
     from ..runtime.model import LfmModel
     from .terminal import AnswerWriter
 
@@ -43,7 +44,7 @@ def generate(
     schemas = read_tools(tools)
     npu = npu_settings(options)
     model = LfmModel.load(
-        folder, variant=variant, threads=threads, context_length=context_length, native=native, npu=npu
+        artifact, variant=variant, threads=threads, context_length=context_length, native=native, npu=npu
     )
     messages = [{"role": "user", "content": text}]
     if system is not None:

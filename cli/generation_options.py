@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,24 +9,19 @@ import click
 
 from ..errors import InputError
 from ..strict_json import parse_json
-from .npu_options import npu_options, take_npu_options
+from .options import PATH, Command, native_option, run_options, taken_run_options, threads_option, variant_option
 from .progress import say
 
 if TYPE_CHECKING:
     from ..runtime.npu.run_options import NpuRunOptions
 
-artifact_argument = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-variant_option = click.option(
-    "--variant", help="Precision to run, such as fp32 or fp16; the artifact's first by default."
-)
 
-
-def generation_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def generation_options(command: Command) -> Command:
     """Adds what `generate` and `chat` share."""
     for option in reversed(
         [
             click.option("--system", help="System message."),
-            click.option("--tools", type=click.Path(path_type=Path), metavar="FILE.json", help="Tools: JSON schemas."),
+            click.option("--tools", type=PATH, metavar="FILE.json", help="Tools: JSON schemas."),
             click.option("--max-new-tokens", type=int, help="Most tokens of an answer."),
             click.option("--temperature", type=float, help="0 takes the most likely token."),
             click.option("--top-k", type=int, help="Draw from the K most likely tokens; 0 for all."),
@@ -35,22 +29,27 @@ def generation_options(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--min-p", type=float, help="Leave out tokens below this share of the likeliest one's."),
             click.option("--repetition-penalty", type=float, help="Above 1 makes tokens that occurred less likely."),
             click.option("--seed", type=int, help="Makes sampling repeatable."),
-            click.option("--threads", type=int, help="CPU threads; every core by default."),
-            click.option("--context-length", type=int, help="Most tokens to keep; the artifact's own by default."),
+            threads_option,
+            click.option(
+                "--context-length",
+                type=click.IntRange(min=1),
+                metavar="N",
+                help="Tokens of context to keep room for [default: ARTIFACT's].",
+            ),
             variant_option,
-            click.option("--no-native", "native", flag_value=False, default=None, help="Go without native kernels."),
+            native_option,
             click.option("--hide-thinking", is_flag=True, help="Leave out <think>…</think>."),
         ]
     ):
         command = option(command)
-    return npu_options(command)
+    return run_options(command)
 
 
 def npu_settings(options: dict[str, Any]) -> NpuRunOptions | None:
     """Removes the NPU's options from ``options``; None where none was given."""
     from ..runtime.npu.run_options import NpuRunOptions
 
-    given = take_npu_options(options)
+    given = taken_run_options(options)
     return NpuRunOptions(**given, notice=say) if given else None
 
 

@@ -7,20 +7,20 @@ from pathlib import Path
 
 import click
 
-from .generation_options import artifact_argument, variant_option
+from .options import artifact_argument, json_option, variant_option
 
 
 @click.command()
 @artifact_argument
 @variant_option
 @click.option("--verify", is_flag=True, help="Compare the SHA-256 of every file first.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def inspect(folder: Path, variant: str | None, verify: bool, as_json: bool) -> None:
-    """Show what the artifact in DIR holds and costs."""
+@json_option
+def inspect(artifact: Path, variant: str | None, verify: bool, as_json: bool) -> None:
+    """Show what ARTIFACT holds and costs."""
     from ..runtime.inspection import inspect_artifact
     from .inspection_tables import print_inspection
 
-    inspection = inspect_artifact(folder, variant, verify="full" if verify else "quick")
+    inspection = inspect_artifact(artifact, variant, verify="full" if verify else "quick")
     if as_json:
         click.echo(json.dumps(inspection.to_dict(), ensure_ascii=False))
     else:

@@ -10,6 +10,7 @@ import click
 
 from .. import __version__
 from ..errors import LfmOnnxError
+from .flags import with_flags
 
 # Command name: where it is declared, and its line in the overview. A command's module is imported when it is called,
 # so that `generate` does not wait for the exporter's libraries.
@@ -50,7 +51,7 @@ class CommandLine(click.Group):
         try:
             return super().invoke(ctx)
         except LfmOnnxError as error:
-            click.echo(f"Error: {error}", err=True)
+            click.echo(f"Error: {with_flags(str(error))}", err=True)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)

@@ -9,15 +9,17 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from .flags import with_flags
+
 
 def say(line: str) -> None:
     """What is being done, to stderr: stdout is for results."""
-    click.echo(line, err=True)
+    click.echo(with_flags(line), err=True)
 
 
 @contextlib.contextmanager
-def byte_progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar over ``total`` bytes; the context's value advances it by a number of bytes."""
+def byte_progress(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar over bytes; the context's value advances it: the bytes that came, and those of all."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -26,14 +28,17 @@ def byte_progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        task = progress.add_task(label, total=total)
-        yield lambda count: progress.advance(task, count)
+    with contextlib.ExitStack() as stack:
+        progress = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+        task = progress.add_task(label, total=None)
 
+        def advance(count: int, total: int) -> None:
+            if progress.tasks[0].total is None:  # the lines of what comes before stand above the bar
+                stack.enter_context(progress)
+                progress.update(task, total=total)
+            progress.advance(task, count)
 
-def export_bytes(total: int) -> contextlib.AbstractContextManager[Callable[[int], None]]:
-    """The bar of an export that writes ``total`` bytes."""
-    return byte_progress("Exporting", total)
+        yield advance
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""`lfm-onnx quantize`."""
+"""The command `lfm-onnx quantize`: from an fp32 or fp16 artifact to a quantized one."""
 
 from __future__ import annotations
 
@@ -7,39 +7,60 @@ from typing import Any
 
 import click
 
-from ..export.artifact_source import ArtifactSource
-from ..export.export_request import ExportRequest, run_export, with_context_length
-from .export_console import print_result
-from .export_options import export_options
+from ..errors import InputError
+from .export_console import print_exported, print_plan
+from .export_options import export_options, taken_options
 from .interrupt import end_like_an_interrupt
-from .progress import export_bytes, say
+from .options import artifact_argument, report_option, variant_option
+from .progress import byte_progress, say
 
 
 @click.command()
-@click.argument("artifact", type=click.Path(path_type=Path))
-@click.option("--variant", help="Which of ARTIFACT's precisions to read; its first by default.")
-@click.option("--report", type=click.Path(path_type=Path), metavar="FILE.html|.md", help="Write a report of quality.")
-@click.option("--context-length", type=click.IntRange(min=1), help="Positions to support [default: the artifact's].")
+@artifact_argument
+@variant_option
+@report_option
+@click.option(
+    "--context-length",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Tokens of context to support [default: ARTIFACT's].",
+)
 @export_options
-def quantize(artifact: Path, variant: str | None, report: Path | None, **options: Any) -> None:
+def quantize(
+    artifact: Path,
+    output: Path,
+    variant: str | None,
+    report: Path | None,
+    dry_run: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Quantize ARTIFACT, a folder that was exported with --precision fp32 or fp16.
 
     It is the same work as exporting the checkpoint with the same options: an fp32 artifact gives the same bytes.
     --report also measures other ways to store the weights, to compare with; that takes a pass of the model for each.
     """
-    request = ExportRequest(**options)
+    from ..export import resolve_export
+    from ..export.artifact_quantization import quantize_artifact, require_quantization
+    from ..export.artifact_source import ArtifactSource
+    from ..export.quality_report import quality_report
+    from ..quantize.report.document import write_report
+    from ..reporting.file import require_report_file
+
+    settings = taken_options(options)
     if report is not None:
-        from ..reporting.file import require_report_file
-
         require_report_file(report)
-    source = ArtifactSource.open(artifact, variant)
-    request = with_context_length(request, source.context_length)
+        if settings.precision in ("fp32", "fp16"):
+            raise InputError(f"--report is on quantized weights, and {settings.precision} has none: leave it out")
     end_like_an_interrupt()
-    exported = run_export(source, request, say, export_bytes)
-    print_result(exported, as_json=request.as_json)
-    if report is not None and exported.plan.quantization is not None and not request.dry_run:
-        from ..export.quality_report import quality_report
-        from ..quantize.report.document import write_report
-
+    if dry_run:
+        require_quantization(settings)
+        plan = resolve_export(ArtifactSource.open(artifact, variant), settings, progress=say)
+        print_plan(plan, output, as_json=as_json)
+        return
+    with byte_progress("Exporting") as on_bytes:
+        exported = quantize_artifact(artifact, output, settings, variant=variant, progress=say, on_bytes=on_bytes)
+    print_exported(exported, as_json=as_json)
+    if report is not None:
         write_report(report, quality_report(exported, say))
         say(f"wrote {report}")

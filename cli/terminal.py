@@ -13,6 +13,7 @@ from ..errors import LfmOnnxError
 from ..runtime.chat import Conversation
 from ..runtime.generation import Generation, GenerationResult
 from ..runtime.reasoning import ReasoningSplitter
+from .flags import with_flags
 
 CHAT_HELP = "/reset forgets the conversation, /tool TEXT gives a tool's result, /exit or Ctrl-D leaves"
 # A model may write any character: escape sequences must not reach a terminal.
@@ -100,7 +101,7 @@ def chat_loop(conversation: Conversation, *, hide_thinking: bool = False) -> Non
             content, role = (rest, "tool") if command == "/tool" else (line, "user")
             result = writer.write(conversation.send(content, role=role))
         except LfmOnnxError as error:
-            errors.print(f"error: {error}", style="red", markup=False)
+            errors.print(f"error: {with_flags(str(error))}", style="red", markup=False)
             continue
         if interactive:
             errors.print(speed_line(result), style="dim", markup=False)

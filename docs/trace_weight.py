@@ -106,7 +106,6 @@ def trace_weight(sample: Path = PACKAGE / "samples" / "tiny_lfm") -> dict[str, s
     from lfm_onnx.artifact.precision import Q4
     from lfm_onnx.checkpoint.checkpoint import Checkpoint
     from lfm_onnx.export import ExportOptions, export_checkpoint
-    from lfm_onnx.quantize.quantization import QuantizationOptions
     from lfm_onnx.runtime.model import LfmModel
 
     trace = WeightTrace((SOURCE, BLOCK + STACK, STACK))
@@ -115,8 +114,7 @@ def trace_weight(sample: Path = PACKAGE / "samples" / "tiny_lfm") -> dict[str, s
         text.write_text(_TEXT, encoding="utf-8")
         checkpoint = Checkpoint.open(sample)
         with trace:
-            quantization = QuantizationOptions(calibration=text, calibration_tokens=256)
-            export_checkpoint(checkpoint, artifact, ExportOptions(Q4, quantization=quantization))
+            export_checkpoint(checkpoint, artifact, ExportOptions(Q4, calibration=text, calibration_tokens=256))
             LfmModel.load(artifact, native=True).forward([1])
     return trace.files
 

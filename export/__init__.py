@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from .exporter import ExportOptions, ExportPlan, export_checkpoint, plan_export
+from .exporter import Exported, export_checkpoint
 from .ops import OpsProfile
+from .options import ExportOptions
+from .plan import ExportPlan, resolve_export
 
-__all__ = ["ExportOptions", "ExportPlan", "OpsProfile", "export_checkpoint", "plan_export"]
+__all__ = ["ExportOptions", "ExportPlan", "Exported", "OpsProfile", "export_checkpoint", "resolve_export"]

@@ -174,7 +174,7 @@ class ArtifactSource(Checkpoint):
             what = "is missing" if found is None else f"has shape {list(found.shape)}, expected {expected}"
             raise ArtifactError(
                 f"{self.artifact.model_path}: the weight {weight.name} {what}; expected an artifact that this version "
-                "exported with --precision fp32 or fp16"
+                'exported with `precision="fp32"` or fp16'
             )
         return found
 

@@ -34,7 +34,7 @@ def require_tokenizer(checkpoint: Checkpoint) -> None:
     if not path.is_file():
         raise TokenizerError(
             f"{checkpoint.folder} has no tokenizer.json; copy the model's tokenizer files there, or export the graph "
-            "alone with --no-tokenizer"
+            "alone with `tokenizer=False`"
         )
     _read_object(path)
     try:

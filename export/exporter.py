@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,159 +15,83 @@ import onnx_ir as ir
 
 from .. import __version__
 from ..artifact.files import ArtifactFile
-from ..artifact.formats import BlockFormat
-from ..artifact.graph_weights import TensorKind
 from ..artifact.manifest import Manifest
-from ..artifact.precision import FP32, Precision
 from ..checkpoint.checkpoint import Checkpoint
-from ..errors import InputError
-from ..quantize.quantization import Quantization, QuantizationOptions, settle_quantization
-from .client_configs import check_client_files, require_tokenizer, write_client_files
-from .data_files import DataFile, plan_data_files, write_data_file
-from .decoder import GraphOptions, declare_model, graph_weights, model_weights
-from .manifest import SourceHash, build_manifest, identity, state_bytes
-from .notes import checkpoint_notes
-from .ops import OpsProfile
+from ..quantize.quantization import Quantization
+from .client_configs import write_client_files
+from .data_files import DataFile, write_data_file
+from .manifest import SourceHash, build_manifest, identity
+from .options import ExportOptions
 from .output_folder import check_space, check_target, output_folder
+from .plan import ExportPlan, Progress, resolve_export
 from .staging import Staging
-from .weight_parameters import WeightFormats, check_block_formats
-from .weights import WeightTensor, weight_tensors
+from .weights import WeightTensor
 
-INLINE_BYTES = 1024
-"""Tensors up to this size stay inside the .onnx file."""
+BytesWritten = Callable[[int, int], None]
+"""Is told of a piece of weights that was written: its bytes, and the bytes of all."""
 
 SMALL_FILES_BYTES = 16 << 20
 """Allowance for the graph, tokenizer and JSON files when free space is checked."""
 
 
 @dataclass(frozen=True)
-class ExportOptions:
-    """What the caller chooses. ``context_length`` None: the checkpoint's max_position_embeddings."""
+class Exported:
+    """An artifact that was written: the plan it follows, its folder, its manifest, and the seconds that it took."""
 
-    precision: Precision = FP32
-    ops_profile: OpsProfile = OpsProfile.CUSTOM
-    context_length: int | None = None
-    replace: bool = False
-    tokenizer: bool = True
-    """False exports a checkpoint without tokenizer files."""
-    quantization: QuantizationOptions = field(default_factory=QuantizationOptions)
-    """How blocks are made, in precisions that have them."""
-
-
-@dataclass(frozen=True)
-class ExportPlan:
-    """What an export will write; made without reading weights or writing anything."""
-
-    checkpoint: Checkpoint
-    options: ExportOptions
-    context_length: int
-    model: ir.Model
-    inline: tuple[WeightTensor, ...]
-    data_files: tuple[DataFile, ...]
-    quantization: Quantization | None = None
-    notes: tuple[str, ...] = ()
-    """One line on each thing of the checkpoint that is not used, or not as it says."""
+    plan: ExportPlan
+    output: Path
+    manifest: Manifest
+    seconds: float
 
     @property
-    def tensors(self) -> list[WeightTensor]:
-        return [*self.inline, *(placed.tensor for file in self.data_files for placed in file.tensors)]
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of all weights, external and inside the .onnx file."""
-        return self.data_bytes + sum(tensor.nbytes for tensor in self.inline)
-
-    @property
-    def data_bytes(self) -> int:
-        """Bytes of external weights."""
-        return sum(file.nbytes for file in self.data_files)
+    def nbytes(self) -> int:
+        """Of all files."""
+        return sum(file.bytes for file in self.manifest.files)
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan for people and machines: files, bytes, states."""
+        """Plain data, as the command line prints it."""
         return {
-            "checkpoint": self.checkpoint.source,
-            "precision": self.options.precision.name,
-            "weights": self._weights,
-            **({} if self.quantization is None else {"quantization": self.quantization.recipe.to_dict()}),
-            "ops": self.options.ops_profile.value,
-            "context_length": self.context_length,
-            "data_files": [{"path": f"onnx/{file.name}", "bytes": file.nbytes} for file in self.data_files],
-            "data_bytes": self.data_bytes,
-            "state_bytes": state_bytes(
-                self.checkpoint.config, self.context_length, self.options.precision.activations.itemsize
-            ),
-            "nodes": self.model.graph.num_nodes(),
-            "notes": list(self.notes),
+            "output": str(self.output),
+            "model": f"{self.output / 'onnx' / self.plan.precision.model_file}",
+            **self.plan.to_dict(),
+            "parameters": self.manifest.model.parameters,
+            "bytes": self.nbytes,
+            "seconds": round(self.seconds, 3),
+            "seconds_per_gb": round(self.seconds / (self.nbytes / 1e9), 3),
         }
-
-    @property
-    def _weights(self) -> str:
-        """The format of the weights, or of most of them where each has its own."""
-        if self.quantization is None:
-            return self.options.precision.weight_format
-        names = {fmt.name for fmt in self.quantization.recipe.formats.values()}
-        return names.pop() if len(names) == 1 else "mixed"
-
-
-def plan_export(checkpoint: Checkpoint, options: ExportOptions, quantization: Quantization | None = None) -> ExportPlan:
-    """Declare the graph and lay out its weights. Raises LfmOnnxError where the checkpoint or an option does not fit.
-
-    quantization: settled before, instead of what ``options`` ask for.
-    """
-    longest = checkpoint.config.max_position_embeddings
-    context_length = options.context_length if options.context_length is not None else longest
-    if not 1 <= context_length <= longest:
-        raise InputError(
-            f"context length {context_length}: {checkpoint.source} was made for 1 to {longest} positions "
-            "(max_position_embeddings)"
-        )
-    if options.tokenizer:
-        require_tokenizer(checkpoint)
-    check_client_files(checkpoint)
-    precision = options.precision
-    activations = ir.DataType.from_numpy(precision.activations)
-    if activations != ir.DataType.FLOAT and options.ops_profile is not OpsProfile.CUSTOM:
-        raise InputError(f"{precision.name} is for ONNX Runtime's GPU operators: use --ops custom")
-    if isinstance(precision.weights, BlockFormat):
-        if quantization is None:
-            weights = model_weights(checkpoint.config, blocks=True)
-            quantization = settle_quantization(
-                checkpoint, weights, precision, options.quantization, tokenizer=options.tokenizer
-            )
-        check_block_formats(checkpoint.config, quantization.groups, quantization.recipe.formats)
-        formats = WeightFormats(blocks=quantization.recipe.formats)
-    else:
-        formats = WeightFormats(ir.DataType.from_numpy(precision.weights))
-    graph = GraphOptions(options.ops_profile, formats, context_length, activations)
-    model = declare_model(checkpoint.config, graph)
-    tensors = weight_tensors(model, graph_weights(checkpoint.config, graph), checkpoint, quantization)
-    inline = tuple(tensor for tensor in tensors if tensor.nbytes <= INLINE_BYTES)
-    external = sorted((tensor for tensor in tensors if tensor.nbytes > INLINE_BYTES), key=_comes_last)
-    files = tuple(plan_data_files(external, options.precision.data_file))
-    notes = checkpoint_notes(checkpoint)
-    return ExportPlan(checkpoint, options, context_length, model, inline, files, quantization, notes)
-
-
-def _comes_last(tensor: WeightTensor) -> bool:
-    """The table: as the head it is quantized by what leaves the last layer, known when all layers have been visited."""
-    return tensor.weight.kind is TensorKind.EMBEDDING
 
 
 def export_checkpoint(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | Path | str,
     output: Path | str,
     options: ExportOptions | None = None,
     *,
-    on_bytes: Callable[[int], None] = lambda count: None,
+    progress: Progress = lambda line: None,
+    on_bytes: BytesWritten = lambda count, total: None,
     plan: ExportPlan | None = None,
-) -> Manifest:
-    """Write the artifact of ``checkpoint`` to the folder ``output``; the manifest.
+) -> Exported:
+    """Write ``checkpoint``, a folder or a hub id (org/name), as an ONNX artifact to the folder ``output``.
 
-    ``on_bytes`` is told of every piece of weights written (``ExportPlan.data_bytes`` in all). Interrupted, the folder
-    is not there, and the next call with the same arguments goes on from the data files that were finished.
+    progress is told in lines what is being done, on_bytes of every piece of weights written: its bytes, and those of
+    all. plan: what ``resolve_export`` made of the options, to be used instead of them. Interrupted, the folder is not
+    there, and the next call with the same arguments goes on from the data files that were finished. Raises
+    LfmOnnxError.
+
+    >>> import lfm_onnx
+    >>> exported = lfm_onnx.export_checkpoint("tiny_lfm", "lfm-fp16", lfm_onnx.ExportOptions(precision="fp16"))
+    >>> exported.nbytes < 4_000_000
+    True
     """
-    output = output_folder(output)
-    plan = plan or plan_export(checkpoint, options or ExportOptions())
+    started = time.perf_counter()
+    output = Path(output)
+    plan = plan or resolve_export(checkpoint, options or ExportOptions(), output=output, progress=progress)
+    manifest = _write(plan, output_folder(output), lambda count: on_bytes(count, plan.data_bytes))
+    return Exported(plan, output, manifest, time.perf_counter() - started)
+
+
+def _write(plan: ExportPlan, output: Path, on_bytes: Callable[[int], None]) -> Manifest:
+    """The artifact's folder, all or nothing; its manifest."""
+    checkpoint, precision, ops_profile = plan.checkpoint, plan.precision, plan.ops_profile
     check_target(output, replace=plan.options.replace, source=checkpoint.folder)
     staging = Staging(output, _fingerprint(plan), replace=plan.options.replace)
     with staging.open():
@@ -177,22 +102,17 @@ def export_checkpoint(
         records = {file.name: _write_weights(staging, file, plan, on_bytes) for file in plan.data_files}
         _write_graph(staging.folder / "onnx", plan)
         others = write_client_files(
-            staging.folder,
-            checkpoint,
-            plan.options.precision,
-            len(plan.data_files),
-            plan.options.ops_profile,
-            plan.context_length,
+            staging.folder, checkpoint, precision, len(plan.data_files), ops_profile, plan.context_length
         )
         manifest = build_manifest(
             checkpoint,
-            plan.options.precision,
-            plan.options.ops_profile,
+            precision,
+            ops_profile,
             plan.context_length,
             plan.tensors,
             source_hash.files(),
             [
-                ArtifactFile.describe(staging.folder, f"onnx/{plan.options.precision.model_file}"),
+                ArtifactFile.describe(staging.folder, f"onnx/{precision.model_file}"),
                 *(
                     ArtifactFile.describe(staging.folder, f"onnx/{name}", record["sha256"])
                     for name, record in records.items()
@@ -268,9 +188,6 @@ def _write_graph(folder: Path, plan: ExportPlan) -> None:
                 name=tensor.name,
                 base_dir=folder,
             )
-    options = plan.options
     plan.model.producer_name, plan.model.producer_version = "lfm-onnx", __version__
-    plan.model.metadata_props.update(
-        identity(plan.checkpoint, options.precision, options.ops_profile, plan.context_length)
-    )
-    ir.save(plan.model, folder / options.precision.model_file)
+    plan.model.metadata_props.update(identity(plan.checkpoint, plan.precision, plan.ops_profile, plan.context_length))
+    ir.save(plan.model, folder / plan.precision.model_file)

@@ -1,4 +1,4 @@
-"""`lfm-onnx export --target qnn`: from the options as given to a plan of parts, and from the plan to the artifact."""
+"""The export for the NPU: from the options as given to a plan of parts, and from the plan to the artifact."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class NpuPlan:
         return sum(part.token_bytes for part in self.parts)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, as ``--json`` prints it. Layers: first and the one behind the last."""
+        """Plain data, as the command line prints it. Layers: first and the one behind the last."""
         return {
             "output": str(self.output),
             "target": "qnn",
@@ -123,10 +123,10 @@ def plan_npu(source: Checkpoint, request: NpuRequest) -> NpuPlan:
     """Check the request and cut the model into parts; reads no weights. Raises InputError."""
     precision = request.precision or DEFAULT_PRECISION
     if precision not in WEIGHTS:
-        raise InputError(f"--target qnn has --precision q4 (int4 weights) or q8 (int8), not {precision}")
+        raise InputError(f'`target="qnn"` has `precision="q4"` (int4 weights) or q8 (int8), not {precision}')
     method = request.method or DEFAULT_METHOD
     if method is Method.SEARCH:
-        raise InputError("--target qnn has --method gptq or rtn, not search")
+        raise InputError('`target="qnn"` has `method="gptq"` or rtn, not search')
     longest = source.config.max_position_embeddings
     options = NpuOptions(
         weights=WEIGHTS[precision],

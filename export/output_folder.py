@@ -58,7 +58,9 @@ def _check_target(target: Path, replace: bool, source: Path | None) -> None:
     if not (target / MANIFEST_NAME).is_file():
         raise OutputError(f"{target} is not empty and no artifact (it has no {MANIFEST_NAME}); choose another folder")
     if not replace:
-        raise OutputError(f"{target} already holds an artifact; add --force to replace it or choose another folder")
+        raise OutputError(
+            f"{target} already holds an artifact; add `replace=True` to replace it or choose another folder"
+        )
     here = Path(os.path.realpath(os.curdir))
     if here == target or target in here.parents:
         raise OutputError(f"{target} is where you are: go to another folder to replace it, or choose another output")

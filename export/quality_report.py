@@ -1,9 +1,9 @@
-"""The report of `lfm-onnx quantize --report`: what was written, and other ways to store the same weights beside it."""
+"""The report of ``quantize_artifact``: what was written, and other ways to store the same weights beside it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from ..artifact.formats import BlockFormat
@@ -13,10 +13,8 @@ from ..quantize.choice import HeldOutText
 from ..quantize.quantization import Quantization
 from ..quantize.report.contents import ExpertUsage, Promise, QuantizationReport, TensorResult, VariantResult
 from ..quantize.tensor_groups import TensorGroup, same_format
-from .export_request import Exported
-from .exporter import plan_export
-
-Progress = Callable[[str], None]
+from .exporter import Exported
+from .plan import Progress, lay_out
 
 
 def quality_report(exported: Exported, progress: Progress) -> QuantizationReport:
@@ -40,8 +38,8 @@ def quality_report(exported: Exported, progress: Progress) -> QuantizationReport
     groups = quantization.groups
     return QuantizationReport(
         identity={
-            "artifact": exported.result["output"],
-            "precision": plan.options.precision.name,
+            "artifact": str(exported.output),
+            "precision": plan.precision.name,
             "method": recipe.method.value,
             "calibration": "none" if recipe.calibration is None else str(quantization.calibration or "default text"),
         },
@@ -89,7 +87,7 @@ def _measured(exported: Exported, name: str, quantization: Quantization, text: H
         name,
         quantization.recipe.method.value,
         names.pop() if len(names) == 1 else "mixed",
-        plan_export(plan.checkpoint, plan.options, quantization).weight_bytes,
+        lay_out(plan.checkpoint, plan.options, plan.precision, quantization).weight_bytes,
         bits,
         kld=None if found is None else found.kld,
         kld_standard_error=None if found is None else found.standard_error,
@@ -116,7 +114,7 @@ def _tensor(exported: Exported, group: TensorGroup, reports: dict[str, dict[str,
         recipe.method.value,
         error=_largest(known, "relative_error"),
         round_to_nearest_error=_largest(known, "round_to_nearest_error"),
-        sensitivity=None if exported.chosen is None else exported.chosen.effect(group.name),
+        sensitivity=None if exported.plan.chosen is None else exported.plan.chosen.effect(group.name),
     )
 
 
@@ -141,6 +139,6 @@ def _promises(exported: Exported) -> Iterator[Promise]:
     if choice is None:
         return
     if choice.budget is not None:
-        yield Promise("--budget", float(exported.plan.weight_bytes), float(choice.budget), "bytes")
+        yield Promise("budget", float(exported.plan.weight_bytes), float(choice.budget), "bytes")
     if choice.max_kld is not None and choice.kld is not None:
-        yield Promise("--max-kld", choice.kld, choice.max_kld, "nats")
+        yield Promise("max_kld", choice.kld, choice.max_kld, "nats")

@@ -133,7 +133,7 @@ def check_block_formats(config: LfmConfig, groups: Sequence[TensorGroup], format
         name, size = next((name, size) for name in names if (size := getattr(config, name)) % fmt.block_size)
         raise InputError(
             f"block size {fmt.block_size} does not divide {name}, which is {size}: choose a smaller block size, or "
-            "export with --precision fp16"
+            'export with `precision="fp16"`'
         )
 
 

@@ -153,7 +153,7 @@ def _narrow(values: npt.NDArray[np.float32], dtype: np.dtype[np.generic], name: 
     if not np.isfinite(narrow).all() and np.isfinite(values).all():
         largest = float(np.abs(values).max())
         raise CheckpointError(
-            f"{name} holds {largest:.6g}, beyond {dtype.name}'s range (65504); export with --precision fp32"
+            f'{name} holds {largest:.6g}, beyond {dtype.name}\'s range (65504); export with `precision="fp32"`'
         )
     return narrow
 
@@ -224,5 +224,5 @@ class BlockWeight:
             return self._quantize(self._weight, rows, first_row, self._format)
         except ValueError as error:
             raise CheckpointError(
-                f"{self._weight.name} cannot be stored as {self._format.name}: {error}; export with --precision fp32"
+                f'{self._weight.name} cannot be stored as {self._format.name}: {error}; export with `precision="fp32"`'
             ) from None

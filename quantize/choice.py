@@ -82,7 +82,7 @@ def choose_formats(
     base = precision.weights
     assert isinstance(base, BlockFormat)
     if quantization.recipe.method is not Method.RTN and not quantization.calibrated:
-        raise InputError("--budget and --max-kld measure on text, which needs a tokenizer: leave out --no-tokenizer")
+        raise InputError("`budget` and `max_kld` measure on text, which needs a tokenizer: leave out `tokenizer=False`")
     candidates = candidate_formats(base.scale_dtype, symmetric=base.symmetric)
     text = calibration_sequences(quantization.checkpoint, quantization.calibration, SENSITIVITY_TOKENS)
     groups = measure_sensitivity(quantization, candidates, text, progress)
@@ -95,7 +95,7 @@ def choose_formats(
     formats, measured = search.as_good_as(max_kld, held_out or HeldOutText(quantization))
     if budget is not None and (needed := weight_bytes(formats)) > budget:
         raise PromiseError(
-            f"--max-kld {max_kld:g} takes {byte_size(needed)} of weights, more than the budget of {byte_size(budget)}: "
+            f"`max_kld={max_kld:g}` takes {byte_size(needed)} of weights, more than the budget of {byte_size(budget)}: "
             "allow more of the one or of the other"
         )
     choice = Choice(budget, max_kld, float(f"{measured.kld:.6g}"), measured.tokens)
@@ -154,9 +154,9 @@ class _Search:
         except PromiseError:
             best = measured[len(self.steps)]
             raise PromiseError(
-                f"--max-kld {max_kld:g} cannot be kept: with the best format of every tensor the KLD is {best.kld:.3g} "
+                f"`max_kld={max_kld:g}` cannot be kept: with the best format of every tensor the KLD is {best.kld:.3g} "
                 f"nats (standard error {best.standard_error:.1g} over {best.tokens} tokens); "
-                "use --precision fp16, or give --calibration text of the kind that the model will see"
+                'use `precision="fp16"`, or give `calibration` text of the kind that the model will see'
             ) from None
         return apply(self.first, self.steps[:steps]), measured[steps]
 

@@ -132,7 +132,7 @@ def settle_quantization(
     """
     fmt = precision.weights
     if not isinstance(fmt, BlockFormat):
-        raise InputError(f"{precision.name} stores no blocks: choose --precision q4, q8 or q4f16")
+        raise InputError(f'{precision.name} stores no blocks: choose `precision="q4"`, q8 or q4f16')
     recipe, note = options.recipe, None
     tokens = options.calibration_tokens
     if recipe is not None:
@@ -147,11 +147,11 @@ def settle_quantization(
     if calibrates and not tokenizer:
         raise InputError(
             f"{'this recipe' if recipe else method} needs calibration text, and that a tokenizer: leave out "
-            "--no-tokenizer, or use --method rtn or search"
+            '`tokenizer=False`, or use `method="rtn"` or search'
         )
     if options.calibration is not None and not calibrates:
         reason = "without a tokenizer nothing" if method is not Method.RTN and not recipe else f"{method} here not"
-        raise InputError(f"--calibration: {reason} is calibrated; leave it out")
+        raise InputError(f"`calibration`: {reason} is calibrated; leave it out")
     if not calibrates:
         recipe = recipe or Recipe(precision.name, method, formats)
         return Quantization(recipe, checkpoint, weights, threads=options.threads, note=note)
@@ -159,7 +159,7 @@ def settle_quantization(
     text = CalibrationText(sequences_digest(sequences), tokens)
     if recipe is not None and text != recipe.calibration:
         raise InputError(
-            "the recipe was made with other calibration text or another tokenizer: give the same --calibration"
+            "the recipe was made with other calibration text or another tokenizer: give the same `calibration`"
         )
     recipe = recipe or Recipe(precision.name, method, formats, text)
     return Quantization(recipe, checkpoint, weights, options.calibration, sequences, options.threads)
@@ -196,9 +196,9 @@ def _method(precision: Precision, options: QuantizationOptions, tokenizer: bool)
     if tokenizer or method is Method.RTN:
         return method, None
     if options.method == Method.GPTQ or options.calibration is not None:
+        needs = "`calibration`" if options.calibration is not None else '`method="gptq"`'
         raise InputError(
-            f"{'--calibration' if options.calibration is not None else '--method gptq'} needs a tokenizer: leave out "
-            "--no-tokenizer, or use --method rtn or search alone"
+            f'{needs} needs a tokenizer: leave out `tokenizer=False`, or use `method="rtn"` or search alone'
         )
     if options.method is not None:
         return method, None

@@ -18,13 +18,13 @@ _SUFFIXES = (".html", ".htm", ".md")
 def require_report_file(path: Path) -> None:
     """Refuse, before hours of work, a report that could not be written: InputError or OutputError."""
     if path.suffix.lower() not in _SUFFIXES:
-        raise InputError(f"--report {path}: expected a name that ends in .html or .md")
+        raise InputError(f"`report`: {path}: expected a name that ends in .html or .md")
     if path.suffix.lower() != ".md" and importlib.util.find_spec("matplotlib") is None:
         raise InputError(WITHOUT_MATPLOTLIB)
     if path.is_dir() or not path.absolute().parent.is_dir():
-        raise OutputError(f"--report {path}: expected a file in a folder that exists")
+        raise OutputError(f"`report`: {path}: expected a file in a folder that exists")
     if os.path.islink(os.path.realpath(path)) or (path.exists() and not (path.is_file() and os.access(path, os.W_OK))):
-        raise OutputError(f"--report {path}: cannot be written")
+        raise OutputError(f"`report`: {path}: cannot be written")
     with _in_place(path):
         pass
 
@@ -56,4 +56,4 @@ def _in_place(path: Path) -> Iterator[Path]:
         finally:
             beside.unlink(missing_ok=True)
     except OSError as error:
-        raise OutputError(f"--report {path}: cannot be written: {error.strerror or error}") from error
+        raise OutputError(f"`report`: {path}: cannot be written: {error.strerror or error}") from error

@@ -10,7 +10,21 @@ from .model import LfmModel
 
 
 class Conversation:
-    """Messages so far, with the state behind them. Answers equal those of a fresh start on the whole conversation."""
+    """A conversation with a model: its messages so far, and the model's state behind them, kept from turn to turn.
+
+    Answers equal those of a fresh start on the whole conversation, but only what is new is fed. ``messages`` may be
+    replaced between turns: what they have in common with what the state holds is kept. One conversation answers one
+    turn at a time; several of the same model may be open.
+
+    >>> import lfm_onnx
+    >>> conversation = lfm_onnx.Conversation(lfm_onnx.load("lfm"), system="You are brief.", do_sample=False)
+    >>> conversation.send("What is 3 + 4?").result.answer
+    '3 + 4 = 7.'
+    >>> conversation.send("What is 5 + 1?").result.answer
+    '5 + 1 = 6.'
+    >>> [message["role"] for message in conversation.messages]
+    ['system', 'user', 'assistant', 'user', 'assistant']
+    """
 
     def __init__(
         self,
@@ -20,7 +34,10 @@ class Conversation:
         tools: Sequence[Mapping[str, Any]] | None = None,
         **options: Any,
     ) -> None:
-        """system: the system message. tools: JSON schemas. options: as ``LfmModel.generate`` takes them."""
+        """system: the system message. tools: JSON schemas. options: as ``LfmModel.generate`` takes them.
+
+        Options that cannot be used are told by the first ``send``.
+        """
         self.model = model
         self.tools = tools
         self.options = options

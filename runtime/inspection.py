@@ -106,7 +106,7 @@ class Inspection:
     state_bytes: dict[int, int]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, as ``lfm-onnx inspect --json`` prints it."""
+        """Plain data, as the command line prints it."""
         return asdict(self)
 
 

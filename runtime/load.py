@@ -31,7 +31,8 @@ def open_session(
 
     Raises ArtifactError or InputError.
     """
-    if target != "cpu" and (target == "qnn" or npu is not None or _is_npu_folder(folder, variant)):
+    asks_for_npu = target == "qnn" or (npu is not None and npu.plan != "cpu")
+    if target != "cpu" and (asks_for_npu or _is_npu_folder(folder, variant)):
         # The NPU's code reads graphs with onnx: what runs on the CPU does not wait for its import.
         from .npu.open import open_npu_session
         from .npu.run_options import NpuRunOptions

@@ -28,7 +28,16 @@ DEFAULT_MAX_NEW_TOKENS = 512
 
 
 class LfmModel:
-    """A loaded model. Needs ONNX Runtime and the artifact's folder, neither torch nor transformers."""
+    """A loaded model. Needs ONNX Runtime and the artifact's folder, neither torch nor transformers.
+
+    ``generate`` answers; ``forward``, ``prefill`` and ``decode`` are the steps that it is made of.
+
+    >>> import lfm_onnx
+    >>> model = lfm_onnx.LfmModel.load("lfm")
+    >>> logits, state = model.forward([1, 17, 256])
+    >>> logits.shape, state.length
+    ((1, 1, 1280), 3)
+    """
 
     def __init__(
         self,
@@ -65,6 +74,10 @@ class LfmModel:
         native: False runs the ops' definitions on ONNX Runtime's own kernels, None the native library where it is
         there. verify: "quick", "full" or "none". target: "qnn" runs an export for the NPU as ``npu`` says, which is
         also what happens where the folder holds nothing else. Raises ArtifactError or InputError.
+
+        >>> import lfm_onnx
+        >>> lfm_onnx.load("lfm", context_length=512).context_length
+        512
         """
         opened = open_session(
             folder,

@@ -57,7 +57,7 @@ def register_native_ops(options: Any, providers: Sequence[str], native: bool | N
     except Exception as error:  # ONNX Runtime has a dozen exception types without a common base
         reason = " ".join(str(error).split())
         raise ArtifactError(
-            f"{path}: ONNX Runtime refuses the native library: {reason}; run without it: --no-native"
+            f"{path}: ONNX Runtime refuses the native library: {reason}; run without it: `native=False`"
         ) from error
 
 

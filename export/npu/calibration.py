@@ -55,7 +55,7 @@ def calibrate(
     """
     options = options or CalibrationOptions()
     if not any(len(sequence) for sequence in sequences):
-        raise InputError("calibration needs at least one sequence of tokens; give a text with --calibration")
+        raise InputError("calibration needs at least one sequence of tokens; give a text with `calibration`")
     with single_threaded_blas(), ThreadPoolExecutor(thread_count(threads)) as pool:
         calibration = _Calibration(checkpoint, decode, prefill, options, pool)
         calibration.begin(sequences)

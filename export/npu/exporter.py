@@ -1,4 +1,4 @@
-"""`export --target qnn`: a checkpoint to a folder of static graphs, part by part, resumable, all or nothing."""
+"""The export for the NPU: a checkpoint to a folder of static graphs, part by part, resumable, all or nothing."""
 
 from __future__ import annotations
 

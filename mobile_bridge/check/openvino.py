@@ -14,7 +14,7 @@ from .result import CheckError, CheckReport, GraphCheck, RefusedNode, Requiremen
 _PROVIDER = "OpenVINOExecutionProvider"
 _HOW = (
     "install onnxruntime-ep-openvino (the plug-in, which lists the CPUs of Intel alone), or name a Python that has "
-    "onnxruntime-openvino by --python"
+    "onnxruntime-openvino by `interpreter`"
 )
 _FAILED = (
     "OpenVINO claims a part of the graph that it then cannot compile or place, so nothing of the model runs there."
@@ -22,7 +22,7 @@ _FAILED = (
 _CAUSES = {
     "NullNode": "it does not take operators whose optional input is left out by an empty name (Gemm without a bias)",
     "the graph is not acyclic": "it cuts the graph into parts that wait for one another, which the file's nodes do not "
-    "(seen around the loop over the experts of MoE models with standard ops: export with --ops custom)",
+    '(seen around the loop over the experts of MoE models with standard ops: export with `ops_profile="custom"`)',
     "attribute: `reduction`": "it does not take ScatterND with a reduction (the experts' sum in MoE models)",
 }
 """What is known of its messages, by a text in them."""

@@ -15,7 +15,7 @@ RUNTIME = "1.24"
 """Windows ML 2.0 ships onnxruntime 1.24.5; 1.24.4 is the nearest that package registries have."""
 _HOW = (
     "make a Python with it (`python -m venv wml` and `wml/bin/pip install onnxruntime==1.24.4 numpy`) and name it by "
-    "--python wml/bin/python"
+    '`interpreter="wml/bin/python"`'
 )
 
 

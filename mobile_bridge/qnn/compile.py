@@ -90,12 +90,13 @@ def _check_memory(todo: Sequence[PartToCompile], limit: int | None) -> None:
         if item.weight_bytes > LARGEST_GRAPH_BYTES:
             raise InputError(
                 f"{item.part} has {byte_size(item.weight_bytes)} of weights, one context takes at most "
-                f"{byte_size(LARGEST_GRAPH_BYTES)}: export with a smaller --weight-budget"
+                f"{byte_size(LARGEST_GRAPH_BYTES)}: export with a smaller `weight_budget`"
             )
         if available is not None and item.expected_memory_bytes > available:
             raise InputError(
                 f"compiling {item.part} takes about {byte_size(item.expected_memory_bytes)} of memory, "
-                f"{byte_size(available)} are there: export with a smaller --weight-budget, or allow more by --memory"
+                f"{byte_size(available)} are there: export with a smaller `weight_budget`, or allow more by "
+                "`memory_budget`"
             )
 
 
@@ -149,7 +150,7 @@ def _run_worker(request: dict, log: Path, what: str) -> dict:
         with WorkerProcess(_WORKER, "it", log_file=log) as worker:
             return worker.ask(request)
     except WorkerError as error:
-        remedy = ": export with a smaller --weight-budget" if error.kind == "killed" else ""
+        remedy = ": export with a smaller `weight_budget`" if error.kind == "killed" else ""
         raise CompileError(f"the compiler did not take {what}: {error}{remedy}; its log is {log}") from error
 
 

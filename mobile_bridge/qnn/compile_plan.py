@@ -32,7 +32,7 @@ class PartToCompile:
     done: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, as ``--dry-run --json`` prints it."""
+        """Plain data, as the command line prints it."""
         return asdict(self)
 
 

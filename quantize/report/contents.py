@@ -60,7 +60,7 @@ class ExpertUsage:
 
 @dataclass(frozen=True)
 class Promise:
-    """What the user asked for (--budget in "bytes", --max-kld in "nats"), and what came out."""
+    """What the user asked for (budget in "bytes", max_kld in "nats"), and what came out."""
 
     name: str
     value: float

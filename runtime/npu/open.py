@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def open_npu_session(
     check_threads(threads)
     artifact = Artifact.open(folder, VARIANT, verify=verify)
     if not is_npu_artifact(artifact):
-        raise ArtifactError(f"{folder} was not exported with --target qnn")
+        raise ArtifactError(f'{folder} was not exported with `target="qnn"`')
     manifest = NpuManifest.read(artifact)
     limit = limited_context_length(context_length, manifest.context_lengths[-1])
     notice = options.notice or _log.warning
@@ -46,14 +47,21 @@ def open_npu_session(
         return open_decoder(cpu, threads=threads, context_length=context_length, native=native)
     if plan == "hybrid" and cpu is None:
         raise InputError(
-            f"the hybrid plan decodes with a model exported for the CPU, and {folder} has none: export one "
-            "(`lfm-onnx export CHECKPOINT -o DIR2`) and name it by --cpu-artifact"
+            f'`plan="hybrid"` decodes with a model exported for the CPU, and {folder} has none: make one with '
+            f"`{_export_command(artifact)}` and name it by `cpu_artifact`"
         )
     session = _npu_session(artifact, manifest, options, plan, threads, notice)
     if plan != "hybrid" or cpu is None:
         return OpenedSession(artifact, session, limit)
     decoder = DecoderSession.of_artifact(cpu, threads=threads, native=native)
     return OpenedSession(artifact, HybridSession(session, decoder), limit)
+
+
+def _export_command(artifact: Artifact) -> str:
+    """What makes the CPU's counterpart beside the NPU's folder, from the checkpoint that it was made of."""
+    name = artifact.manifest.source.checkpoint
+    checkpoint = shlex.quote(name) if name.isprintable() else "CHECKPOINT"
+    return f"lfm-onnx export {checkpoint} -o {shlex.quote(f'{artifact.folder}-cpu')} --precision q4"
 
 
 def _resolve_plan(options: NpuRunOptions, notice: Callable[[str], None]) -> str:
@@ -69,7 +77,7 @@ def _resolve_plan(options: NpuRunOptions, notice: Callable[[str], None]) -> str:
     if options.plan != "auto":
         return options.plan
     if found.emulator:
-        notice("no NPU in this machine: the CPU runs the model (--plan npu takes the emulator, which is slow)")
+        notice('no NPU in this machine: the CPU runs the model (`plan="npu"` takes the emulator, which is slow)')
         return "cpu"
     return "npu"
 

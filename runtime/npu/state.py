@@ -54,7 +54,7 @@ class NpuState:
         if total > self.limit:
             raise InputError(
                 f"{total} tokens do not fit into the context of {self.limit}: shorten the text, or export with a "
-                "longer --context-lengths"
+                "longer `context_length`"
             )
 
     def reserve(self, total: int) -> None:

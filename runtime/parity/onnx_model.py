@@ -118,7 +118,7 @@ class OnnxModel:
             raise ArtifactError(f"{self._model_path}: ONNX Runtime cannot load it: {one_line(error)}") from error
         if session.get_providers()[0] != self.provider:
             raise InputError(
-                f"ONNX Runtime could not start {self.provider}; see what it printed, or use --provider cpu"
+                f'ONNX Runtime could not start {self.provider}; see what it printed, or use `provider="cpu"`'
             )
         return session
 

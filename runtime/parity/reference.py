@@ -61,7 +61,7 @@ def open_reference(checkpoint: Checkpoint, backend: str, threads: int | None) ->
     if backend != "transformers":
         raise InputError(f"unknown reference backend {backend!r}; there are {' and '.join(BACKENDS)}")
     if not checkpoint.config.attention_layers:
-        raise InputError("transformers cannot decode a model without attention layers: use --backend numpy")
+        raise InputError('transformers cannot decode a model without attention layers: use `backend="numpy"`')
     from ...reference.torch_model import TorchReference
 
     reference = TorchReference(checkpoint)

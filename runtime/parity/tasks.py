@@ -93,7 +93,7 @@ def answer_tasks(
         if len(prompt) + task.max_new_tokens > context_length:
             raise InputError(
                 f"task {task.task_id}: {len(prompt)} prompt tokens and {task.max_new_tokens} new ones exceed the "
-                f"artifact's context of {context_length}; export it with a longer --context-length"
+                f"artifact's context of {context_length}; export it with a longer `context_length`"
             )
         answer = final_answer(tokenizer, greedy(prompt, task.max_new_tokens, eos_token_ids), eos_token_ids)
         right, count = counts.get(task.category, (0, 0))

@@ -22,7 +22,7 @@ from lfm_onnx.artifact.precision import FP16, FP32, PRECISIONS
 from lfm_onnx.checkpoint.checkpoint import Checkpoint
 from lfm_onnx.cli.main import main
 from lfm_onnx.errors import ArtifactError, CheckpointError, InputError, LfmOnnxError, OutputError
-from lfm_onnx.export import ExportOptions, OpsProfile, export_checkpoint, exporter, plan_export
+from lfm_onnx.export import ExportOptions, OpsProfile, export_checkpoint, plan, resolve_export
 from lfm_onnx.export.data_files import CACHE_LINE, LARGE_TENSOR, PAGE, plan_data_files
 from safetensors.numpy import load_file, save_file
 
@@ -178,7 +178,7 @@ def test_context_length_is_what_the_graph_can_address(tiny_lfm: Path, tmp_path: 
 @pytest.mark.parametrize("length", [0, -1, 2049])
 def test_context_length_beyond_the_models_is_refused(length: int, tiny_lfm: Path) -> None:
     with pytest.raises(InputError, match=r"1 to 2048 positions"):
-        plan_export(Checkpoint.open(tiny_lfm), ExportOptions(context_length=length))
+        resolve_export(Checkpoint.open(tiny_lfm), ExportOptions(context_length=length))
 
 
 def test_a_weight_beyond_float16_is_refused_by_name(variant_checkpoint: VariantCheckpoint, tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_weights_split_over_files_run_alike(
     ops_profile: OpsProfile, tiny_lfm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = ExportedModel(export_quietly(tiny_lfm, tmp_path / "whole", ops_profile))
-    monkeypatch.setattr(exporter, "plan_data_files", partial(plan_data_files, max_bytes=1_000_000))
+    monkeypatch.setattr(plan, "plan_data_files", partial(plan_data_files, max_bytes=1_000_000))
     path = export_quietly(tiny_lfm, tmp_path / "split", ops_profile)
 
     files = sorted(name for name in os.listdir(path.parent) if name != "model.onnx")
@@ -252,8 +252,8 @@ def test_weights_split_over_files_run_alike(
 
 
 def test_tensors_lie_aligned_and_apart_within_their_file(tiny_lfm: Path) -> None:
-    plan = plan_export(Checkpoint.open(tiny_lfm), ExportOptions())
-    external = [placed.tensor for file in plan.data_files for placed in file.tensors]
+    resolved = resolve_export(Checkpoint.open(tiny_lfm), ExportOptions())
+    external = [placed.tensor for file in resolved.data_files for placed in file.tensors]
     for limit in (100_000, 300_000, 10**9):
         files = plan_data_files(external, FP32.data_file, limit)
         assert [placed.tensor for file in files for placed in file.tensors] == external

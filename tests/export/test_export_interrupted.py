@@ -21,7 +21,7 @@ from lfm_onnx.artifact.artifact import Artifact
 from lfm_onnx.checkpoint.checkpoint import Checkpoint
 from lfm_onnx.cli.main import main
 from lfm_onnx.errors import OutputError
-from lfm_onnx.export import ExportOptions, export_checkpoint, exporter, output_folder
+from lfm_onnx.export import ExportOptions, export_checkpoint, exporter, output_folder, plan, resolve_export
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="uses POSIX signals and file systems")
 
@@ -32,10 +32,10 @@ EXPORTS = """
 import json, os, signal, sys
 from lfm_onnx.cli.main import main
 from lfm_onnx.cli import export  # a fork imports nothing
-from lfm_onnx.export import data_files, exporter
+from lfm_onnx.export import data_files, exporter, plan
 
 plan_data_files, write_data_file = data_files.plan_data_files, data_files.write_data_file
-exporter.plan_data_files = lambda *plan: plan_data_files(*plan, max_bytes=request["file_bytes"])
+plan.plan_data_files = lambda *files: plan_data_files(*files, max_bytes=request["file_bytes"])
 answers = os.dup(1)
 left = [-1, 0]
 
@@ -355,10 +355,10 @@ def test_space_counts_what_an_interrupted_run_has_written_already(
 
     from lfm_onnx.export.data_files import plan_data_files
 
-    monkeypatch.setattr(exporter, "plan_data_files", partial(plan_data_files, max_bytes=700_000))
-    plan = exporter.plan_export(Checkpoint.open(str(tiny_lfm)), ExportOptions())
-    export_checkpoint(plan.checkpoint, tmp_path / "out", plan=plan)
-    assert asked == [plan.data_bytes - finished + exporter.SMALL_FILES_BYTES]
+    monkeypatch.setattr(plan, "plan_data_files", partial(plan_data_files, max_bytes=700_000))
+    resolved = resolve_export(str(tiny_lfm), ExportOptions())
+    export_checkpoint(resolved.checkpoint, tmp_path / "out", plan=resolved)
+    assert asked == [resolved.data_bytes - finished + exporter.SMALL_FILES_BYTES]
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from lfm_onnx.checkpoint.config import LfmConfig
 from lfm_onnx.checkpoint.tokenizer import ChatTokenizer
 from lfm_onnx.cli.main import main
 from lfm_onnx.errors import CheckpointError, InputError
-from lfm_onnx.export import ExportOptions, OpsProfile, plan_export
+from lfm_onnx.export import ExportOptions, OpsProfile, resolve_export
 from lfm_onnx.export.weights import BlockWeight
 from lfm_onnx.quantize.methods import Quantizer
 from lfm_onnx.quantize.round_to_nearest import quantize_round_to_nearest
@@ -318,7 +318,7 @@ def test_block_options_are_refused_for_floats(tiny_lfm: Path, tmp_path: Path) ->
 def test_experts_that_blocks_do_not_divide_are_refused_before_anything_is_written(tiny_lfm: Path) -> None:
     precision = Q4.with_blocks(128, None, zero_points=False)
     with pytest.raises(InputError, match="128 does not divide moe_intermediate_size, which is 64"):
-        plan_export(Checkpoint.open(tiny_lfm), ExportOptions(precision))
+        resolve_export(Checkpoint.open(tiny_lfm), ExportOptions(precision))
 
 
 @pytest.mark.parametrize(

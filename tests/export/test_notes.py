@@ -13,7 +13,7 @@ from lfm_onnx.checkpoint.checkpoint import Checkpoint
 from lfm_onnx.checkpoint.tokenizer import ChatTokenizer
 from lfm_onnx.cli.main import main
 from lfm_onnx.errors import TokenizerError
-from lfm_onnx.export.exporter import ExportOptions, plan_export
+from lfm_onnx.export import ExportOptions, resolve_export
 from safetensors.numpy import load_file, save_file
 from transformers import AutoTokenizer
 
@@ -118,4 +118,4 @@ def test_a_template_whose_name_no_file_can_have_is_refused(name: str, checkpoint
     named = [{"name": "default", "template": DEFAULT}, {"name": name, "template": "x"}]
     _edit(checkpoint / "tokenizer_config.json", chat_template=named)
     with pytest.raises(TokenizerError, match="expected letters, digits"):
-        plan_export(Checkpoint.open(checkpoint), ExportOptions())
+        resolve_export(Checkpoint.open(checkpoint), ExportOptions())

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
+from lfm_onnx.artifact.formats import BlockFormat
 from lfm_onnx.artifact.method import Method
 from lfm_onnx.artifact.precision import FP32, Precision
 from lfm_onnx.checkpoint.checkpoint import Checkpoint
 from lfm_onnx.export import ExportOptions, OpsProfile, export_checkpoint
-from lfm_onnx.quantize.quantization import QuantizationOptions
 
 Array = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -31,7 +31,7 @@ def export_quietly(
         precision=precision,
         ops_profile=ops_profile,
         tokenizer=(checkpoint / "tokenizer.json").is_file(),
-        quantization=QuantizationOptions(method=method),
+        method=method if isinstance(precision.weights, BlockFormat) else None,
     )
     export_checkpoint(Checkpoint.open(checkpoint), folder, options)
     return folder / "onnx" / precision.model_file

@@ -1,0 +1,82 @@
+"""`lfm-onnx export --target qnn`: exporting is export/'s work, compiling, which may follow, that of mobile_bridge/."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..checkpoint.checkpoint import Checkpoint
+from ..export.npu_request import NpuPlan, NpuRequest, plan_npu, run_npu_export
+from ..hardware.chips import DEFAULT_CHIP, Chip
+from ..reporting.byte_size import byte_size
+from .npu_plan_console import npu_plan_line, npu_plan_table
+from .progress import say, step_progress
+
+
+def export_for_npu(
+    source: Checkpoint, request: NpuRequest, wanted: list[Chip], *, dry_run: bool, as_json: bool
+) -> None:
+    """Export, compile for the chips ``wanted``, and print what came of it, or would."""
+    plan = plan_npu(source, request)
+    result = _dry_run(plan, wanted) if dry_run else _export_npu(plan, wanted)
+    click.echo(json.dumps(result, indent=2) if as_json else _text(plan, result))
+
+
+def _dry_run(plan: NpuPlan, wanted: list[Chip]) -> dict[str, Any]:
+    return {"dry_run": True, **plan.to_dict(), "compile_command": _compile_command(plan.output, wanted)}
+
+
+def _export_npu(plan: NpuPlan, wanted: list[Chip]) -> dict[str, Any]:
+    """Export, and compile for the chips ``wanted``."""
+    if wanted:
+        _require_compiler(plan)
+    with step_progress("Exporting", plan.steps) as on_step:
+        exported = {**plan.to_dict(), **run_npu_export(plan, on_step)}
+    if not wanted:
+        return {**exported, "compile_command": _compile_command(plan.output, wanted)}
+    from ..artifact.npu_compiled import describe
+    from ..mobile_bridge.qnn.compile import CompileOptions, compile_export
+
+    again = _compile_command(plan.output, wanted)
+    click.echo(f"wrote {plan.output}; compiling, which `{again}` goes on with if it is interrupted", err=True)
+    records = compile_export(plan.output, CompileOptions(wanted), say)
+    return {**exported, "compiled": [describe(record) for record in records]}
+
+
+def _require_compiler(plan: NpuPlan) -> None:
+    """NpuUnavailable before the export's work, not behind it, where nothing can compile."""
+    from ..hardware.memory import available_memory_bytes
+    from ..runtime.npu.provider import device
+
+    device()
+    available = available_memory_bytes()
+    if available is not None and plan.compile_memory > available:
+        click.echo(
+            f"note: compiling will take about {byte_size(plan.compile_memory)} of memory, {byte_size(available)} "
+            "are free; --memory-budget makes smaller parts",
+            err=True,
+        )
+
+
+def _compile_command(output: Path, wanted: list[Chip]) -> str:
+    names = ",".join(chip.name for chip in wanted) or DEFAULT_CHIP
+    return f"lfm-onnx compile {shlex.quote(str(output))} --soc {names}"
+
+
+def _text(plan: NpuPlan, result: dict[str, Any]) -> str:
+    verb = "would write" if result.get("dry_run") else "wrote"
+    lines = [f"{verb} {npu_plan_line(plan)}", *npu_plan_table(plan)]
+    if "seconds" in result:
+        lines.append(f"{byte_size(result['bytes'])} in {result['seconds']:.1f} s")
+    if "compiled" in result:
+        folder, compiled = plan.output / "compiled", result["compiled"]
+        names = ", ".join(dict.fromkeys(record["soc"] for record in compiled))
+        size, seconds = sum(r["bytes"] for r in compiled), sum(r["seconds"] for r in compiled)
+        lines.append(f"compiled for {names} in {folder}: {byte_size(size)} in {seconds:.1f} s")
+    else:
+        lines.append(f"next: {result['compile_command']}    (compile --list-socs: the chips)")
+    return "\n".join(lines)
