@@ -78,6 +78,10 @@ class ChatTokenizer:
         """The id of one token as written in the vocabulary, or None."""
         return self._tokenizer.token_to_id(token)
 
+    def vocabulary(self) -> dict[str, int]:
+        """Every token as written in the vocabulary, added ones included, with its id."""
+        return self._tokenizer.get_vocab(with_added_tokens=True)
+
     def stable_length(self, ids: Sequence[int]) -> int:
         """How many of a prompt's ``ids`` stay as they are whatever text follows: up to its last special token.
 

@@ -42,8 +42,8 @@ _MISSED = 1
 @variant_option
 @click.option("--prompts", metavar="FILE", type=PATH, help='Plain text, or .jsonl with "text" or "messages".')
 @click.option("--tokens", type=click.IntRange(min=1), default=2048, show_default=True, help="Most tokens in all.")
-@click.option("--tasks", metavar="FILE", type=PATH, help="Tasks (.jsonl) to answer; also the prompts, unless given.")
-@click.option("--reference-tasks", is_flag=True, help="Let the reference answer the tasks, too.")
+@click.option("--tasks", metavar="FILE", type=PATH, help="Tasks (.jsonl) that both answer; also the prompts.")
+@click.option("--reference-tasks", is_flag=True, hidden=True, expose_value=False, help="As always now.")
 @click.option("--greedy-tokens", type=click.IntRange(min=0), default=32, show_default=True, help="Of each prompt.")
 @click.option("--provider", help="Execution provider such as cpu or cuda.")
 @threads_option

@@ -11,10 +11,10 @@ import numpy as np
 from ...artifact.artifact import Artifact
 from ...artifact.npu_manifest import is_npu_artifact
 from ...checkpoint.checkpoint import Checkpoint
-from ...checkpoint.tokenizer import ChatTokenizer
 from ...errors import ArtifactError
 from ...hardware.cores import check_threads
-from ..generation_config import end_token_ids, read_generation_config
+from .chat_files import ChatFiles
+from .file_checks import file_checks
 from .greedy import greedy_agreement
 from .identity import identity, limits_name, require_same_config
 from .layers import layer_errors
@@ -24,7 +24,7 @@ from .onnx_model import resolve_provider
 from .onnx_runner import OnnxRunner
 from .options import ParityOptions
 from .passages import passages_to_compare
-from .reference import default_backend, open_reference
+from .reference import open_judge
 from .report.contents import (
     Check,
     GreedyAgreement,
@@ -35,6 +35,7 @@ from .report.contents import (
 )
 from .runner import Array, Runner
 from .tasks import Task, answer_tasks, read_tasks
+from .tokenizer_checks import tokenizer_checks
 
 Progress = Callable[[str], None]
 
@@ -71,21 +72,30 @@ class _Comparison:
             min_top1=options.min_top1,
             min_accuracy=options.min_accuracy,
         )
-        self.eos = end_token_ids(read_generation_config(artifact.folder), artifact.config)
         self.tasks = _spread(read_tasks(options.tasks), options.most_tasks) if options.tasks is not None else []
-        self.tokenizer = self._tokenizer()
+        with_text = options.prompts is not None or bool(self.tasks)
+        self.own = ChatFiles.read(artifact.folder, artifact.config, required=with_text)
+        self.theirs = ChatFiles.read(checkpoint.folder, checkpoint.config, required=self.own.tokenizer is not None)
         self.passages = passages_to_compare(
-            options, self.tasks, self.tokenizer, artifact.config.vocab_size, artifact.context_length, progress
+            options,
+            self.tasks,
+            None if self.own.tokenizer is None else self.theirs.tokenizer,
+            checkpoint.config.vocab_size,
+            artifact.context_length,
+            progress,
         )
         self.longest = max(self.passages, key=lambda passage: len(passage.ids))
+        self.checks = self._file_checks()
+        # From here on the checkpoint's: one that was changed in the artifact has been found, and must not end the run.
+        self.artifact = dataclasses.replace(artifact, config=checkpoint.config)
         progress(f"loading {artifact.model_path.name}")
-        self.runner, self.beside = open_runners(artifact, options)
-        self.backend = options.backend or default_backend(checkpoint)
-        progress(f"loading the {self.backend} reference")
-        self.reference = open_reference(checkpoint, self.backend, options.threads)
+        self.runner, self.beside = open_runners(self.artifact, options)
+        judge = open_judge(checkpoint, options.backend, options.threads, progress)
+        self.backend, self.reference = judge.backend, judge.model
 
     def run(self) -> ParityReport:
-        comparison, metrics, checks = self._logits()
+        comparison, metrics, quality = self._logits()
+        checks = [*self.checks, *quality]
         self.progress("the same tokens read in other ways")
         checks += self.runner.own_checks(self.passages, self.thresholds, metrics.logit_std)
         greedy = self._greedy(checks)
@@ -108,11 +118,13 @@ class _Comparison:
             seconds=time.monotonic() - self.started,
         )
 
-    def _tokenizer(self) -> ChatTokenizer | None:
-        needed = self.options.prompts is not None or self.tasks
-        if needed or (self.artifact.folder / "tokenizer.json").is_file():
-            return ChatTokenizer.load(self.artifact.folder)
-        return None
+    def _file_checks(self) -> list[Check]:
+        """The artifact's files against the manifest and the checkpoint."""
+        self.progress(f"verifying {len(self.artifact.files)} files")
+        found = file_checks(self.artifact, self.checkpoint)
+        if self.own.tokenizer is not None and self.theirs.tokenizer is not None:
+            found += tokenizer_checks(self.own.tokenizer, self.theirs.tokenizer)
+        return found
 
     def _identity(self) -> dict[str, str]:
         return identity(self.artifact, self.checkpoint, self.backend, self.runner.provider)
@@ -177,7 +189,7 @@ class _Comparison:
         for i in range(count):
             passage = self.passages[i * len(self.passages) // count]
             result = greedy_agreement(
-                self.runner, self.reference, passage.label, passage.ids, options.greedy_tokens, self.eos
+                self.runner, self.reference, passage.label, passage.ids, options.greedy_tokens, self.theirs.end_ids
             )
             self.progress(
                 f"greedy {i + 1} of {count} ({passage.label}): {result.agreed} of {result.tokens} tokens equal"
@@ -214,25 +226,24 @@ class _Comparison:
         return Check("hidden states", "largest relative error", worst.relative, limit, detail=note)
 
     def _tasks(self, found: list[Check]) -> tuple[TaskAccuracy | None, TaskAccuracy | None]:
+        """Each model answers by its own files: what the artifact's make of a conversation is part of its answer."""
         if not self.tasks:
             return None, None
-        tasks = self._answer(self.tasks, "tasks", self.runner.greedy)
+        tasks = self._answer("tasks", self.own, self.runner.greedy)
         limits = self.thresholds
         if limits.min_accuracy is not None:
             found.append(Check("task accuracy", "share right", tasks.accuracy, limits.min_accuracy, ">="))
-        if not self.options.reference_tasks:
-            return tasks, None
-        reference = self._answer(self.tasks, "tasks by the reference", self.reference.greedy)
+        reference = self._answer("tasks by the reference", self.theirs, self.reference.greedy)
         limit = reference.accuracy - limits.accuracy_loss
-        note = f"reference {reference.accuracy:.1%}"
+        note = f"reference {reference.accuracy:.1%}, at most {100 * limits.accuracy_loss:g} points may be lost"
         found.append(Check("tasks as the reference", "share right", tasks.accuracy, limit, ">=", note))
         return tasks, reference
 
-    def _answer(self, tasks: Sequence[Task], name: str, greedy: Callable[..., list[int]]) -> TaskAccuracy:
-        assert self.tokenizer is not None
+    def _answer(self, name: str, files: ChatFiles, greedy: Callable[..., list[int]]) -> TaskAccuracy:
+        assert files.tokenizer is not None
         length = self.artifact.context_length
         return answer_tasks(
-            tasks, self.tokenizer, greedy, self.eos, length, lambda line: self.progress(f"{name}: {line}")
+            self.tasks, files.tokenizer, greedy, files.end_ids, length, lambda line: self.progress(f"{name}: {line}")
         )
 
 

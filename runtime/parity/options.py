@@ -11,11 +11,11 @@ from pathlib import Path
 class ParityOptions:
     """What to compare, and how strictly (limits that are None are those of the artifact's precision).
 
-    backend: the reference, see ``open_reference``; None for ``default_backend``'s. tokens: of all passages together;
-    passage_tokens: of one passage. token_ids: passages to compare on instead of any prompts. greedy_prompts and
-    greedy_tokens: continuations to compare, 0 for none. most_tasks: of the tasks, spread over the file; None for all.
-    provider, native: of an export for the CPU. npu_backend and soc: of one for the NPU; "qnn" (the NPU, or its
-    emulator) is compared with the same graphs on the CPU as well, "cpu" is these alone.
+    backend: the reference, see ``open_judge``. tokens: of all passages together; passage_tokens: of one passage.
+    token_ids: passages to compare on instead of any prompts. greedy_prompts and greedy_tokens: continuations to
+    compare, 0 for none. most_tasks: of the tasks, spread over the file; None for all. provider, native: of an export
+    for the CPU. npu_backend and soc: of one for the NPU; "qnn" (the NPU, or its emulator) is compared with the same
+    graphs on the CPU as well, "cpu" is these alone.
     """
 
     backend: str | None = None
@@ -27,7 +27,6 @@ class ParityOptions:
     greedy_tokens: int = 32
     tasks: Path | None = None
     most_tasks: int | None = None
-    reference_tasks: bool = False
     layers: bool = False
     provider: str | None = None
     threads: int | None = None

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection
+import importlib.util
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import InputError
+from ...checkpoint.expected_tensors import parameter_count
+from ...errors import CheckpointError, InputError
+from ...hardware.memory import available_memory_bytes
+from ...reporting.byte_size import byte_size
 
 if TYPE_CHECKING:
     from ...checkpoint.checkpoint import Checkpoint
@@ -17,9 +21,8 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[np.float32]
 BACKENDS = ("numpy", "transformers")
-
-_TORCH_BYTES = 6
-"""For each parameter while transformers loads it: 4 as float32, and what is read of the file."""
+# The artifact, and what a forward pass needs, take the rest.
+_SHARE_OF_MEMORY = 0.6
 
 
 class ReferenceModel(Protocol):
@@ -32,20 +35,49 @@ class ReferenceModel(Protocol):
     def greedy(self, input_ids: TokenIds, max_new_tokens: int, eos_token_ids: Collection[int]) -> list[int]: ...
 
 
-def default_backend(checkpoint: Checkpoint) -> str:
-    """transformers where it is installed, can decode the model and finds the memory that it takes; else numpy."""
-    from ...hardware.memory import available_memory_bytes
-    from ...reference.torch_model import import_transformers
+@dataclass(frozen=True)
+class Judge:
+    """The reference with the name of its implementation."""
 
-    elements = sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names())
-    available = available_memory_bytes()
-    if not checkpoint.config.attention_layers or (available is not None and elements * _TORCH_BYTES > available):
-        return "numpy"
-    try:
-        import_transformers(checkpoint.config.model_type)
-    except InputError:
-        return "numpy"
-    return "transformers"
+    backend: str
+    model: ReferenceModel
+
+
+def open_judge(
+    checkpoint: Checkpoint, backend: str | None, threads: int | None, progress: Callable[[str], None]
+) -> Judge:
+    """The reference that was asked for, or the one that shares least with the export: transformers where it can be.
+
+    None takes transformers, which has its own reader of checkpoints, where it is installed, knows the model and fits
+    into memory, else numpy; ``progress`` is told which one and why. Raises what ``open_reference`` raises.
+    """
+    if backend is not None:
+        progress(f"the judge is {backend}, as asked for")
+        return Judge(backend, open_reference(checkpoint, backend, threads))
+    reason = _against_transformers(checkpoint)
+    if reason is None:
+        try:
+            judge = Judge("transformers", open_reference(checkpoint, "transformers", threads))
+        except (InputError, CheckpointError) as error:
+            reason = str(error)
+        else:
+            progress("the judge is transformers, which reads the checkpoint with code of its own")
+            return judge
+    progress(f"the judge is numpy: {reason}")
+    return Judge("numpy", open_reference(checkpoint, "numpy", threads))
+
+
+def _against_transformers(checkpoint: Checkpoint) -> str | None:
+    """Why transformers cannot be the judge, as far as that is known without importing it."""
+    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    if missing:
+        return f'{" and ".join(missing)} not installed (pip install "lfm-onnx[parity]")'
+    if not checkpoint.config.attention_layers:
+        return "transformers cannot decode a model without attention layers"
+    needed, available = 4 * parameter_count(checkpoint.config), available_memory_bytes()
+    if available is not None and needed > _SHARE_OF_MEMORY * available:
+        return f"transformers would need {byte_size(needed)} in float32, and {byte_size(available)} of memory are free"
+    return None
 
 
 def open_reference(checkpoint: Checkpoint, backend: str, threads: int | None) -> ReferenceModel:

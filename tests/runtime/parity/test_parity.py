@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from lfm_onnx.runtime.parity.onnx_model import OnnxModel, OnnxState, resolve_pro
 from lfm_onnx.runtime.parity.options import ParityOptions
 from lfm_onnx.runtime.parity.passages import passages_of
 from lfm_onnx.runtime.parity.prompts import default_prompts, read_prompts, task_prompts
-from lfm_onnx.runtime.parity.reference import BACKENDS, default_backend
+from lfm_onnx.runtime.parity.reference import BACKENDS
 from lfm_onnx.runtime.parity.report.contents import ParityReport
 from lfm_onnx.runtime.parity.tasks import answer_tasks, final_answer, read_tasks
 from model_variants import VARIANTS
@@ -111,20 +110,6 @@ def test_a_wrong_weight_is_seen_and_its_layer_named(
     assert {"logits", "hidden states"} <= missed
     # The artifact is wrong, but agrees with itself.
     assert "prefill and decode" not in missed and "padded on the left" not in missed
-
-
-def test_the_judge_is_transformers_wherever_it_can_be(
-    variant_checkpoint: MakeVariant, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    checkpoint = Checkpoint.open(variant_checkpoint("moe"))
-    assert default_backend(checkpoint) == "transformers"
-    assert default_backend(Checkpoint.open(variant_checkpoint("dense_conv_only"))) == "numpy"
-    with monkeypatch.context() as patched:
-        patched.setattr("lfm_onnx.hardware.memory.available_memory_bytes", lambda: 100_000)
-        assert default_backend(checkpoint) == "numpy"
-    with monkeypatch.context() as patched:
-        patched.setitem(sys.modules, "transformers", None)
-        assert default_backend(checkpoint) == "numpy"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -279,7 +264,7 @@ def test_tasks_of_the_sample_model_are_answered_as_the_reference_answers_them(
     lines = (tiny_lfm / "tasks.jsonl").read_text(encoding="utf-8").splitlines()
     path = tmp_path / "some.jsonl"
     path.write_text("\n".join(lines[::20]), encoding="utf-8")
-    report = run(exported_artifact(SAMPLE), tiny_lfm, tasks=path, reference_tasks=True, tokens=200, greedy_prompts=1)
+    report = run(exported_artifact(SAMPLE), tiny_lfm, tasks=path, tokens=200, greedy_prompts=1)
     assert report.passed, report.verdict
     assert report.tasks is not None and report.tasks.tasks == len(lines[::20])
     assert report.tasks == report.reference_tasks
