@@ -75,11 +75,11 @@ class _Comparison:
         self.tasks = _spread(read_tasks(options.tasks), options.most_tasks) if options.tasks is not None else []
         with_text = options.prompts is not None or bool(self.tasks)
         self.own = ChatFiles.read(artifact.folder, artifact.config, required=with_text)
-        self.theirs = ChatFiles.read(checkpoint.folder, checkpoint.config, required=self.own.tokenizer is not None)
+        self.theirs = ChatFiles.read(checkpoint.folder, checkpoint.config, required=False)
         self.passages = passages_to_compare(
             options,
             self.tasks,
-            None if self.own.tokenizer is None else self.theirs.tokenizer,
+            None if self.own.tokenizer is None else (self.theirs.tokenizer or self.own.tokenizer),
             checkpoint.config.vocab_size,
             artifact.context_length,
             progress,
@@ -124,6 +124,8 @@ class _Comparison:
         found = file_checks(self.artifact, self.checkpoint)
         if self.own.tokenizer is not None and self.theirs.tokenizer is not None:
             found += tokenizer_checks(self.own.tokenizer, self.theirs.tokenizer)
+        elif self.own.tokenizer is not None:
+            self.progress("the checkpoint has no tokenizer: nothing to compare the artifact's with")
         return found
 
     def _identity(self) -> dict[str, str]:
@@ -240,10 +242,11 @@ class _Comparison:
         return tasks, reference
 
     def _answer(self, name: str, files: ChatFiles, greedy: Callable[..., list[int]]) -> TaskAccuracy:
-        assert files.tokenizer is not None
+        tokenizer = files.tokenizer or self.own.tokenizer
+        assert tokenizer is not None
         length = self.artifact.context_length
         return answer_tasks(
-            self.tasks, files.tokenizer, greedy, files.end_ids, length, lambda line: self.progress(f"{name}: {line}")
+            self.tasks, tokenizer, greedy, files.end_ids, length, lambda line: self.progress(f"{name}: {line}")
         )
 
 

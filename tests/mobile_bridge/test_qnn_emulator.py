@@ -161,6 +161,7 @@ def test_the_sample_runs_on_the_emulator_with_next_to_no_loss(tiny_lfm: Path, tm
     checkpoint = Checkpoint.open(tiny_lfm)
     npu.export_npu(checkpoint, tmp_path / "npu", npu.NpuOptions(chunk=32, context_lengths=(128,)))
     options = ParityOptions(
+        backend="numpy",
         tasks=tiny_lfm / "tasks.jsonl",
         most_tasks=1,
         tokens=60,

@@ -61,7 +61,7 @@ def test_int4_keeps_foreign_prompts_because_rounding_errors_are_fed_back(tiny_lf
             NpuWeights.INT4, context_lengths=(512,), calibration=calibration, error_feedback=feedback, replace=True
         )
         export_npu(checkpoint, tmp_path / "out", options)
-        asked = ParityOptions(greedy_prompts=0, npu_backend="cpu")
+        asked = ParityOptions(backend="numpy", greedy_prompts=0, npu_backend="cpu")
         return compare(Artifact.open(tmp_path / "out"), checkpoint, asked)
 
     fed_back, rounded = measured(True), measured(False)

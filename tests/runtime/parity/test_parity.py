@@ -47,7 +47,7 @@ def random_ids(vocab_size: int, lengths: Sequence[int]) -> list[list[int]]:
 
 
 def command(*arguments: object) -> Result:
-    return CliRunner().invoke(parity, list(map(str, arguments)))
+    return CliRunner().invoke(parity, [*map(str, arguments), "--backend", "numpy"])
 
 
 @pytest.mark.parametrize("ops_profile", OpsProfile)
