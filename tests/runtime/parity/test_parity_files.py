@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 from artifact_factory import SAMPLE, ArtifactFactory
-from lfm_onnx.artifact.artifact import MANIFEST_NAME, Artifact, file_digest, sample_digest
+from lfm_onnx.artifact.artifact import Artifact
+from lfm_onnx.artifact.files import file_digest, sample_digest
+from lfm_onnx.artifact.manifest import MANIFEST_NAME
 from lfm_onnx.checkpoint.checkpoint import Checkpoint
 from lfm_onnx.checkpoint.tokenizer import ChatTokenizer
 from lfm_onnx.cli.main import main
