@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
@@ -25,6 +26,33 @@ def parse_json(data: bytes) -> Any:
         raise ValueError(f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def read_untrusted(path: Path, error: type[Exception], most_bytes: int = _MOST_BYTES) -> bytes:
+    """The bytes of a file that nobody has checked: a regular one, or a link to one, of at most ``most_bytes``.
+
+    Raises ``error`` in one line; a pipe or a device, which may never end, is not opened.
+    """
+    try:
+        require_regular_file(path, error)
+        too_large = path.stat().st_size > most_bytes
+        with path.open("rb") as file:
+            data = b"" if too_large else file.read(most_bytes + 1)
+    except OSError as problem:
+        raise error(f"{path}: cannot be read: {problem.strerror or problem}") from None
+    if too_large or len(data) > most_bytes:
+        raise error(f"{path}: larger than {most_bytes >> 20} MB, which no such file is")
+    return data
+
+
+def require_regular_file(path: Path, error: type[Exception]) -> None:
+    """Raise ``error`` for a folder, a pipe or a device, and where nothing is there that can be looked at."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as problem:
+        raise error(f"{path}: cannot be read: {problem.strerror or problem}") from None
+    if not stat.S_ISREG(mode):
+        raise error(f"{path}: cannot be read: it is no regular file")
 
 
 def shown(value: object) -> str:
@@ -71,14 +99,8 @@ class JsonObject:
     def read(
         cls, path: Path, error: type[Exception], *, most_bytes: int = _MOST_BYTES, advice: str | None = None
     ) -> JsonObject:
-        """The object that a file holds; a file of more than ``most_bytes`` is not read."""
-        try:
-            if path.stat().st_size > most_bytes:
-                raise error(f"{path}: larger than {most_bytes >> 20} MB, which no such file is")
-            data = path.read_bytes()
-        except OSError as problem:
-            raise error(f"{path}: cannot be read: {problem.strerror or problem}") from None
-        return cls.parse(data, str(path), error, advice=advice)
+        """The object that a file holds; see ``read_untrusted``."""
+        return cls.parse(read_untrusted(path, error, most_bytes), str(path), error, advice=advice)
 
     def __contains__(self, name: str) -> bool:
         return name in self.data

@@ -30,7 +30,13 @@ class Artifact:
         ``quick`` compares every size, and for the variant's model files a digest of 64 blocks spread over each;
         ``full`` compares the SHA-256 of every file; ``none`` only requires that they exist. Raises ArtifactError.
         """
-        folder = Path(folder)
+        try:
+            return cls._open(Path(folder), variant, verify)
+        except OSError as error:
+            raise ArtifactError(f"{error.filename or folder}: cannot be read: {error.strerror or error}") from None
+
+    @classmethod
+    def _open(cls, folder: Path, variant: str | None, verify: Verification) -> Artifact:
         manifest = Manifest.read(folder)
         name = variant if variant is not None else next(iter(manifest.variants))
         if name not in manifest.variants:

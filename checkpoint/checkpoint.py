@@ -14,7 +14,7 @@ import numpy.typing as npt
 from ..errors import CheckpointError
 from ..strict_json import shown
 from .config import CONFIG_NAME, TIE_FIELDS, LfmConfig, read_config_file
-from .files import open_weight_files, require_checkpoint_folder, unread_files
+from .files import open_weight_files, require_checkpoint_folder, require_own_file, unread_files
 from .hub import download_checkpoint, looks_like_hub_id
 from .named_templates import TEMPLATE_FOLDER
 from .tensor_locations import FLOAT_DTYPES, TensorLocation, locate_tensors
@@ -143,9 +143,15 @@ class Checkpoint:
         return [file.path for file in self._files]
 
     def tokenizer_files(self) -> list[Path]:
-        """Tokenizer, chat template and generation config files that the folder holds."""
+        """Tokenizer, chat template and generation config files that the folder holds.
+
+        CheckpointError for one that is no regular file, or a link that leads elsewhere.
+        """
         named = sorted((self.folder / TEMPLATE_FOLDER).glob("*.jinja"))
-        return [path for path in (*(self.folder / name for name in TOKENIZER_FILES), *named) if path.is_file()]
+        paths = [path for path in (*(self.folder / name for name in TOKENIZER_FILES), *named) if os.path.lexists(path)]
+        for path in paths:
+            require_own_file(path, self.folder)
+        return paths
 
     def _location(self, name: str) -> TensorLocation:
         try:

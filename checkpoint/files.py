@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import CheckpointError
-from ..strict_json import JsonObject, shown
+from ..strict_json import JsonObject, require_regular_file, shown
 from .config import CONFIG_NAME
 from .safetensors_file import MAX_HEADER_BYTES, SafetensorsFile
 
@@ -97,6 +97,19 @@ def _read_index(path: Path) -> dict[str, str]:
                 "of this folder"
             )
     return weight_map
+
+
+def require_own_file(path: Path, folder: Path) -> None:
+    """CheckpointError for what is no regular file, and for a link out of ``folder`` unless into a hub's cache.
+
+    What it leads to would be copied into an artifact, and that be published.
+    """
+    require_regular_file(path, CheckpointError)
+    real = path.resolve()
+    *_, repository, kind, _ = ("", "", *real.parts)
+    in_cache = kind == "blobs" and repository.startswith("models--")
+    if not in_cache and not real.is_relative_to(folder.resolve()):
+        raise CheckpointError(f"{path}: a link that leads out of the checkpoint, to {real}; put the file itself there")
 
 
 def _is_file_name(shard: object) -> bool:

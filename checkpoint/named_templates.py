@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import TokenizerError
+from ..strict_json import read_untrusted
 
 TEMPLATE_FILE = "chat_template.jinja"
 TEMPLATE_FOLDER = "additional_chat_templates"
 DEFAULT, TOOL_USE = "default", "tool_use"
+_MOST_BYTES = 4 << 20
 
 
 def read_templates(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
@@ -18,8 +21,8 @@ def read_templates(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
 
     TokenizerError where a file cannot be read, or the settings hold neither a text nor a list of named texts.
     """
-    paths = {path.stem: path for path in sorted((folder / TEMPLATE_FOLDER).glob("*.jinja")) if path.is_file()}
-    if (folder / TEMPLATE_FILE).is_file():
+    paths = {path.stem: path for path in sorted((folder / TEMPLATE_FOLDER).glob("*.jinja"))}
+    if os.path.lexists(folder / TEMPLATE_FILE):
         paths = {DEFAULT: folder / TEMPLATE_FILE} | paths
     if paths:
         return {name: _read(path) for name, path in paths.items()}
@@ -47,6 +50,7 @@ def template_path(name: str) -> str:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_untrusted(path, TokenizerError, _MOST_BYTES).decode()
+    except UnicodeDecodeError as error:
         raise TokenizerError(f"{path}: cannot be read: {' '.join(str(error).split())[:300]}") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import CheckpointError
-from ..strict_json import parse_json, shown
+from ..strict_json import parse_json, require_regular_file, shown
 
 MAX_HEADER_BYTES = 100_000_000
 
@@ -56,6 +56,7 @@ class SafetensorsFile:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         try:
+            require_regular_file(self.path, CheckpointError)
             with open(self.path, "rb") as file:
                 self.size = os.fstat(file.fileno()).st_size
                 header = self._read_header(file)

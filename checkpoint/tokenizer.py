@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from .template_renderer.renderer import RENDERER
 
 Message = Mapping[str, Any]
 _SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_MAX_SETTINGS_BYTES = 64 << 20
+MAX_TOKENIZER_BYTES = 64 << 20
+"""Of one file; the largest vocabularies take half of it."""
 
 
 class ChatTokenizer:
@@ -51,6 +53,8 @@ class ChatTokenizer:
         templates = read_templates(folder, settings)
         if templates:
             RENDERER.start()  # it comes up while the vocabulary is read
+        if path.stat().st_size > MAX_TOKENIZER_BYTES:
+            raise TokenizerError(f"{path}: larger than {MAX_TOKENIZER_BYTES >> 20} MB, which no tokenizer is")
         try:
             tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception whatever is wrong
@@ -173,9 +177,9 @@ def _require_objects(name: str, values: object) -> None:
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not os.path.lexists(path):
         return {}
-    return dict(JsonObject.read(path, TokenizerError, most_bytes=_MAX_SETTINGS_BYTES).data)
+    return dict(JsonObject.read(path, TokenizerError, most_bytes=MAX_TOKENIZER_BYTES).data)
 
 
 def _special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import InputError
-from ..strict_json import parse_json
+from ..strict_json import parse_json, read_untrusted
 from .options import PATH, Command, native_option, run_options, taken_run_options, threads_option, variant_option
 from .progress import say
 
@@ -58,8 +58,8 @@ def read_tools(path: Path | None) -> list[dict[str, Any]] | None:
     if path is None:
         return None
     try:
-        tools = parse_json(path.read_bytes())
-    except (OSError, ValueError) as error:
+        tools = parse_json(read_untrusted(path, InputError))
+    except ValueError as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise InputError(f"{path}: expected a list of JSON schemas")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ from ..artifact.precision import Precision
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.config import LfmConfig
 from ..checkpoint.named_templates import DEFAULT, TEMPLATE_FOLDER, read_templates, template_path
+from ..checkpoint.tokenizer import MAX_TOKENIZER_BYTES
 from ..errors import TokenizerError
-from ..strict_json import JsonObject
+from ..strict_json import JsonObject, read_untrusted
 from .ops import OpsProfile
 from .portable_template import portable_template
 
@@ -25,7 +25,6 @@ GENAI_MAX_LENGTH = 4096
 
 _SEARCH_DEFAULTS = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty")
 """What genai's search and generation_config.json both have; genai knows no min_p."""
-_MOST_BYTES = 256 << 20
 
 
 def require_tokenizer(checkpoint: Checkpoint) -> None:
@@ -54,10 +53,19 @@ def vocabulary(path: Path, mtime_ns: int) -> dict[str, int]:
 
 
 def check_client_files(checkpoint: Checkpoint) -> None:
-    """TokenizerError, before any weight is written, where a file that ``write_client_files`` reads is malformed."""
+    """TokenizerError, before any weight is written, where a file that an artifact takes over is malformed."""
+    for path in checkpoint.tokenizer_files():
+        if path.suffix == ".json":
+            _read_object(path)
     _generation_config(checkpoint)
     for name in folder_templates(checkpoint.folder):
         template_path(name)
+
+
+def copy_client_file(path: Path, target: Path) -> None:
+    """Copy a file that ``check_client_files`` has read."""
+    target.parent.mkdir(exist_ok=True)
+    target.write_bytes(read_untrusted(path, TokenizerError, MAX_TOKENIZER_BYTES))
 
 
 def write_client_files(
@@ -92,7 +100,7 @@ def write_client_files(
         if path.name == "tokenizer_config.json":
             documents[path.name] = _tokenizer_config(_read_object(path), templates.get(DEFAULT))
         else:
-            shutil.copyfile(path, folder / path.name)
+            copy_client_file(path, folder / path.name)
             copied.append(path.name)
     if (folder / "tokenizer.json").is_file() and "tokenizer_config.json" not in documents:
         documents["tokenizer_config.json"] = _tokenizer_config({}, templates.get(DEFAULT))
@@ -199,4 +207,4 @@ def _tokenizer_config(settings: dict[str, Any], template: str | None) -> dict[st
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    return dict(JsonObject.read(path, TokenizerError, most_bytes=_MOST_BYTES).data)
+    return dict(JsonObject.read(path, TokenizerError, most_bytes=MAX_TOKENIZER_BYTES).data)

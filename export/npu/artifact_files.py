@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from ...artifact.files import ArtifactFile
 from ...artifact.manifest import Manifest, Variant
 from ...artifact.npu_manifest import NPU_MANIFEST_NAME, TARGET
 from ...checkpoint.checkpoint import Checkpoint
+from ..client_configs import copy_client_file
 from ..manifest import SourceHash, model_facts, source_of, tool_versions
 from .float_model import OPSET
 from .parts import NpuWeights
@@ -23,8 +23,7 @@ def write_model_files(folder: Path, checkpoint: Checkpoint, *, tokenizer: bool) 
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     for path in checkpoint.tokenizer_files() if tokenizer else []:
         name = path.relative_to(checkpoint.folder).as_posix()
-        (folder / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(path, folder / name)
+        copy_client_file(path, folder / name)
         names.append(name)
     return names
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
-from ...strict_json import JsonObject
+from ...strict_json import JsonObject, require_regular_file
 from .default_prompts import CHATS, TEXTS
 from .tasks import Task, objects, read_json_lines
 
 # No tokenizer in use makes more characters into one token than this, in running text.
 _CHARACTERS_PER_TOKEN = 32
+_MOST_CHARACTERS = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,9 @@ def read_prompts(path: Path, tokens: int) -> list[Prompt]:
         prompts = [_prompt(fields, f"line {n}") for n, fields in enumerate(read_json_lines(path), 1)]
     else:
         try:
+            require_regular_file(path, InputError)
             with path.open(encoding="utf-8") as file:
-                text = file.read(tokens * _CHARACTERS_PER_TOKEN)
+                text = file.read(min(tokens * _CHARACTERS_PER_TOKEN, _MOST_CHARACTERS))
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
         except UnicodeDecodeError as error:

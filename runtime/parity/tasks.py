@@ -9,7 +9,7 @@ from typing import Any
 
 from ...checkpoint.tokenizer import ChatTokenizer
 from ...errors import InputError
-from ...strict_json import JsonObject
+from ...strict_json import JsonObject, read_untrusted
 from .report.contents import TaskAccuracy, TaskAnswer
 
 _END_OF_THOUGHT = "</think>"
@@ -42,12 +42,7 @@ def read_tasks(path: Path) -> list[Task]:
 
 def read_json_lines(path: Path) -> list[JsonObject]:
     """The object of every line that is not blank; InputError says which line is no JSON object."""
-    try:
-        if path.stat().st_size > _MAX_FILE_BYTES:
-            raise InputError(f"{path}: larger than {_MAX_FILE_BYTES >> 20} MB; give a part of it")
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    lines = read_untrusted(path, InputError, _MAX_FILE_BYTES).splitlines()
     return [
         JsonObject.parse(line, f"{path}, line {number}", InputError)
         for number, line in enumerate(lines, 1)
