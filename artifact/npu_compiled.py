@@ -88,15 +88,15 @@ def part_folder(artifact: Artifact, soc: str, build: str, part: NpuPart) -> Path
 
 def source_digest(artifact: Artifact, part: NpuPart, graphs: list[NpuGraph]) -> str:
     """SHA-256 over the digests of the part's graphs and weights: changes when the export does."""
-    wanted = {graph.file for graph in graphs}
-    prefix = {graph.file.rpartition("/")[0] + "/" for graph in graphs}
-    found = sorted(
+    graph_files = {graph.file for graph in graphs}
+    folders = {graph.file.rpartition("/")[0] + "/" for graph in graphs}
+    digests = sorted(
         (file.path, file.sha256)
         for file in artifact.files
-        if file.path in wanted
-        or (not file.path.endswith(".onnx") and any(file.path.startswith(folder) for folder in prefix))
+        if file.path in graph_files
+        or (not file.path.endswith(".onnx") and any(file.path.startswith(folder) for folder in folders))
     )
-    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
 
 def compiled_socs(artifact: Artifact, build: str) -> list[str]:
@@ -113,7 +113,7 @@ def compiled_graphs(
     Raises ArtifactError for a part that is missing, that came from another export, or that other versions compiled.
     """
     again = f"run `lfm-onnx compile {artifact.folder} --soc {soc}" + ("" if build == "device" else f" --build {build}")
-    found: dict[str, Path] = {}
+    models: dict[str, Path] = {}
     missing = []
     for part in manifest.parts:
         folder = part_folder(artifact, soc, build, part)
@@ -129,24 +129,24 @@ def compiled_graphs(
             path = folder / Path(compiled).name
             if not path.is_file():
                 raise ArtifactError(f"{path} is missing; {again}`")
-            found[source] = path
+            models[source] = path
         for name, size in record.files.items():
             path = folder / Path(name).name
             if not path.is_file() or path.stat().st_size != size:
                 raise ArtifactError(f"{path} is not the {size} bytes that were compiled; {again}`")
-    if found and missing:
+    if models and missing:
         raise ArtifactError(f"{soc}: {', '.join(missing)} not compiled yet; {again}` (it goes on where it stopped)")
-    return found
+    return models
 
 
 def require_same_versions(record: PartRecord, here: Versions, folder: Path, again: str) -> None:
     """ArtifactError unless this machine has what compiled the part."""
     names = {"qairt": "QAIRT", "provider": "onnxruntime-qnn", "onnxruntime": "onnxruntime"}
     for key, title in names.items():
-        made, found = record.versions.get(key, "unknown"), here.to_dict()[key]
-        if made != found:
+        theirs, ours = record.versions.get(key, "unknown"), here.to_dict()[key]
+        if theirs != ours:
             raise ArtifactError(
-                f"{folder} was compiled with {title} {made}, here is {found}: {again}`, or install "
+                f"{folder} was compiled with {title} {theirs}, here is {ours}: {again}`, or install "
                 f"onnxruntime-qnn=={record.versions.get('provider', '?')} and "
                 f"onnxruntime=={record.versions.get('onnxruntime', '?')}"
             )

@@ -60,10 +60,10 @@ def compile_command(
             click.echo(f"{item.name:<10} {item.title:<28} v{item.htp_arch}  soc_model {item.soc_model}")
         return
     chosen = chips(socs or DEFAULT_CHIP)
-    wanted = builds or ("device",)
+    target_builds = builds or ("device",)
     if dry_run:
         opened = Artifact.open(artifact, "qnn")
-        plan = plan_compile(opened, NpuManifest.read(opened), chosen, wanted)
+        plan = plan_compile(opened, NpuManifest.read(opened), chosen, target_builds)
         plan = [item for item in plan if not parts or item.part in parts]
         if as_json:
             click.echo(json.dumps({"parts": [item.to_dict() for item in plan]}))
@@ -72,7 +72,7 @@ def compile_command(
         return
     if memory_budget is None and memory_gb is not None:
         memory_budget = round(memory_gb * 1e9)
-    options = CompileOptions(chosen, wanted, memory_budget, force, list(parts) or None)
+    options = CompileOptions(chosen, target_builds, memory_budget, force, list(parts) or None)
     records = compile_export(artifact, options, say)
     if as_json:
         click.echo(json.dumps({"parts": [describe(record) for record in records]}))

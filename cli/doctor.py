@@ -47,28 +47,28 @@ def diagnose() -> dict[str, Any]:
 @json_option
 def doctor(as_json: bool) -> None:
     """Say which versions, kernels, threads, memory and execution providers this machine has for lfm-onnx."""
-    found = diagnose()
+    diagnosis = diagnose()
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps(diagnosis, indent=2))
         return
-    native = found["native"]
+    native = diagnosis["native"]
     if native["isa"]:
         choices = ", ".join(native["available_isas"])
         kernels = f"{native['isa']} (this machine can run: {choices}); LFM_OPS_ISA chooses"
     else:
         kernels = "ONNX Runtime's own"
     lines = [
-        ("lfm-onnx", found["lfm_onnx"]),
-        ("python", f"{found['python']}, {found['platform']}"),
-        *((name, version or "not installed") for name, version in found["packages"].items()),
+        ("lfm-onnx", diagnosis["lfm_onnx"]),
+        ("python", f"{diagnosis['python']}, {diagnosis['platform']}"),
+        *((name, version or "not installed") for name, version in diagnosis["packages"].items()),
         ("native library", native["library"] or "none"),
         ("kernels", kernels),
         *([("kernels not used", native["refused"])] if native["refused"] else []),
         *([("note", native["note"])] if native["note"] else []),
         *([("note", f"the library is of version {native['version']}: reinstall")] if _outdated(native) else []),
-        ("threads", str(found["threads"])),
-        ("memory", _memory_text(found["memory_bytes"], found["available_memory_bytes"])),
-        ("providers", ", ".join(found["providers"]) or "none"),
+        ("threads", str(diagnosis["threads"])),
+        ("memory", _memory_text(diagnosis["memory_bytes"], diagnosis["available_memory_bytes"])),
+        ("providers", ", ".join(diagnosis["providers"]) or "none"),
     ]
     width = max(len(name) for name, _ in lines)
     for name, value in lines:

@@ -134,8 +134,8 @@ def export(
         calibration_tokens=options["calibration_tokens"] if tokens_given else None,
         force=options["force"],
     )
-    wanted = chips(socs) if socs is not None else []
-    export_for_npu(source, request, wanted, dry_run=dry_run, as_json=as_json)
+    target_chips = chips(socs) if socs is not None else []
+    export_for_npu(source, request, target_chips, dry_run=dry_run, as_json=as_json)
 
 
 def _for_cpu(source: Checkpoint, output: Path, options: ExportOptions, *, dry_run: bool, as_json: bool) -> None:

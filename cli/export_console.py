@@ -54,8 +54,10 @@ def _quantization_lines(plan: ExportPlan) -> list[str]:
     if chosen is None:
         return lines
     if chosen.measured is not None:
-        found = chosen.measured
-        lines.append(f"KLD {found.kld:.3g} nats (± {found.standard_error:.1g}) on {found.tokens} held-out tokens")
+        measured = chosen.measured
+        lines.append(
+            f"KLD {measured.kld:.3g} nats (± {measured.standard_error:.1g}) on {measured.tokens} held-out tokens"
+        )
     for group in quantization.groups:
         fmt = quantization.recipe.formats[group.name]
         effect = chosen.effect(group.name)

@@ -18,32 +18,32 @@ from .progress import say, step_progress
 
 
 def export_for_npu(
-    source: Checkpoint, request: NpuRequest, wanted: list[Chip], *, dry_run: bool, as_json: bool
+    source: Checkpoint, request: NpuRequest, target_chips: list[Chip], *, dry_run: bool, as_json: bool
 ) -> None:
-    """Export, compile for the chips ``wanted``, and print what came of it, or would."""
+    """Export, compile for the chips ``target_chips``, and print what came of it, or would."""
     plan = plan_npu(source, request)
-    result = _dry_run(plan, wanted) if dry_run else _export_npu(plan, wanted)
+    result = _dry_run(plan, target_chips) if dry_run else _export_npu(plan, target_chips)
     click.echo(json.dumps(result, indent=2) if as_json else _text(plan, result))
 
 
-def _dry_run(plan: NpuPlan, wanted: list[Chip]) -> dict[str, Any]:
-    return {"dry_run": True, **plan.to_dict(), "compile_command": _compile_command(plan.output, wanted)}
+def _dry_run(plan: NpuPlan, target_chips: list[Chip]) -> dict[str, Any]:
+    return {"dry_run": True, **plan.to_dict(), "compile_command": _compile_command(plan.output, target_chips)}
 
 
-def _export_npu(plan: NpuPlan, wanted: list[Chip]) -> dict[str, Any]:
-    """Export, and compile for the chips ``wanted``."""
-    if wanted:
+def _export_npu(plan: NpuPlan, target_chips: list[Chip]) -> dict[str, Any]:
+    """Export, and compile for the chips ``target_chips``."""
+    if target_chips:
         _require_compiler(plan)
     with step_progress("Exporting", plan.steps) as on_step:
         exported = {**plan.to_dict(), **run_npu_export(plan, on_step)}
-    if not wanted:
-        return {**exported, "compile_command": _compile_command(plan.output, wanted)}
+    if not target_chips:
+        return {**exported, "compile_command": _compile_command(plan.output, target_chips)}
     from ..artifact.npu_compiled import describe
     from ..mobile_bridge.qnn.compile import CompileOptions, compile_export
 
-    again = _compile_command(plan.output, wanted)
+    again = _compile_command(plan.output, target_chips)
     click.echo(f"wrote {plan.output}; compiling, which `{again}` goes on with if it is interrupted", err=True)
-    records = compile_export(plan.output, CompileOptions(wanted), say)
+    records = compile_export(plan.output, CompileOptions(target_chips), say)
     return {**exported, "compiled": [describe(record) for record in records]}
 
 
@@ -62,8 +62,8 @@ def _require_compiler(plan: NpuPlan) -> None:
         )
 
 
-def _compile_command(output: Path, wanted: list[Chip]) -> str:
-    names = ",".join(chip.name for chip in wanted) or DEFAULT_CHIP
+def _compile_command(output: Path, target_chips: list[Chip]) -> str:
+    names = ",".join(chip.name for chip in target_chips) or DEFAULT_CHIP
     return f"lfm-onnx compile {shlex.quote(str(output))} --soc {names}"
 
 

@@ -14,6 +14,6 @@ class FiniteFloat(click.FloatRange):
     name = "float"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if not math.isfinite(found := super().convert(value, param, ctx)):
+        if not math.isfinite(number := super().convert(value, param, ctx)):
             self.fail(f"{value!r} is not a finite number", param, ctx)
-        return found
+        return number

@@ -97,10 +97,10 @@ def run_options(command: Command) -> Command:
 def taken_run_options(options: dict[str, Any]) -> dict[str, Any]:
     """Removes those options from ``options``; what was given, as keywords of ``NpuRunOptions``."""
     target = options.pop("target")
-    found = {
+    values = {
         "plan": "npu" if target == "qnn" else target,
         "backend": options.pop("npu_backend"),
         "soc": options.pop("soc"),
         "cpu_artifact": options.pop("cpu_artifact"),
     }
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in values.items() if value is not None}

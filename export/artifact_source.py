@@ -156,27 +156,27 @@ class ArtifactSource(Checkpoint):
         """The tensors of the checkpoint that the weight is made of, by name."""
         if not weight.sources:
             return
-        found = self._take(stored, weight)
+        tensor = self._take(stored, weight)
         for expert, sources in weight.sources_by_expert():
             first = (expert or 0) * weight.rows_per_expert
             for index, source in enumerate(sources):
                 shape = self._shapes[source]
                 if weight.layout is Layout.PAIRS:
-                    yield source, _TensorRows(found, shape, first + index, 2)
+                    yield source, _TensorRows(tensor, shape, first + index, 2)
                     continue
-                yield source, _TensorRows(found, shape, first, taps=weight.layout is Layout.TAPS)
+                yield source, _TensorRows(tensor, shape, first, taps=weight.layout is Layout.TAPS)
                 first += shape[0]
 
     def _take(self, stored: dict[str, _Stored], weight: GraphWeight) -> _Stored:
-        found = stored.get(weight.name)
-        if found is None or found.shape != weight.shape:
+        tensor = stored.get(weight.name)
+        if tensor is None or tensor.shape != weight.shape:
             expected = list(weight.shape)
-            what = "is missing" if found is None else f"has shape {list(found.shape)}, expected {expected}"
+            what = "is missing" if tensor is None else f"has shape {list(tensor.shape)}, expected {expected}"
             raise ArtifactError(
                 f"{self.artifact.model_path}: the weight {weight.name} {what}; expected an artifact that this version "
                 'exported with `precision="fp32"` or fp16'
             )
-        return found
+        return tensor
 
 
 def _stored_tensors(artifact: Artifact) -> dict[str, _Stored]:
@@ -187,7 +187,7 @@ def _stored_tensors(artifact: Artifact) -> dict[str, _Stored]:
     except Exception as error:  # protobuf's own exceptions
         raise ArtifactError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}; export it again") from None
     files = {PurePosixPath(file.path).name: artifact.folder / file.path for file in artifact.model_files}
-    found = {}
+    tensors = {}
     for tensor in model.graph.initializer:
         if tensor.data_type == onnx.TensorProto.UINT8:
             raise ArtifactError(
@@ -198,10 +198,10 @@ def _stored_tensors(artifact: Artifact) -> dict[str, _Stored]:
             continue
         name, shape = current_name(tensor.name), tuple(tensor.dims)
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            found[name] = _Stored(dtype, shape, inline=numpy_helper.to_array(tensor))
+            tensors[name] = _Stored(dtype, shape, inline=numpy_helper.to_array(tensor))
             continue
-        found[name] = _external(tensor, dtype, shape, files, path)
-    return found
+        tensors[name] = _external(tensor, dtype, shape, files, path)
+    return tensors
 
 
 def _external(

@@ -155,8 +155,8 @@ def _write_weights(
 
 def _tensor_reports(quantization: Quantization, tensors: Iterable[WeightTensor]) -> dict[str, Any]:
     """What the quantizer says of those weights whose codes are among ``tensors``; see ``tensor_reports``."""
-    found = quantization.tensor_reports()
-    return {tensor.name: found[tensor.name] for tensor in tensors if tensor.name in found}
+    reports = quantization.tensor_reports()
+    return {tensor.name: reports[tensor.name] for tensor in tensors if tensor.name in reports}
 
 
 def _quantization_entry(plan: ExportPlan, records: Iterable[dict[str, Any]]) -> dict[str, Any] | None:

@@ -32,7 +32,7 @@ class QuantizedFunctions:
 
 @dataclass(frozen=True)
 class Functions:
-    """All of them."""
+    """The local functions that a model may call, by the op that each defines."""
 
     gated_short_conv: ir.Function
     sparse_moe: ir.Function

@@ -79,7 +79,7 @@ _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 def _measured(exported: Exported, name: str, quantization: Quantization, text: HeldOutText | None) -> VariantResult:
     plan, formats = exported.plan, quantization.recipe.formats
     started = time.perf_counter()
-    found = None if text is None else text.measure(quantization)
+    divergence = None if text is None else text.measure(quantization)
     groups = quantization.groups
     bits = 8 * sum(group.nbytes(formats[group.name]) for group in groups) / sum(group.parameters for group in groups)
     names = {fmt.name for fmt in formats.values()}
@@ -89,9 +89,9 @@ def _measured(exported: Exported, name: str, quantization: Quantization, text: H
         names.pop() if len(names) == 1 else "mixed",
         lay_out(plan.checkpoint, plan.options, plan.precision, quantization).weight_bytes,
         bits,
-        kld=None if found is None else found.kld,
-        kld_standard_error=None if found is None else found.standard_error,
-        top1=None if found is None else found.top1,
+        kld=None if divergence is None else divergence.kld,
+        kld_standard_error=None if divergence is None else divergence.standard_error,
+        top1=None if divergence is None else divergence.top1,
         chosen=quantization is plan.quantization,
         seconds=time.perf_counter() - started,
     )

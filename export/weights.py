@@ -190,14 +190,14 @@ class BlockWeight:
     def scales(self) -> Arrays:
         if self._scales is None:
             self._make_again()
-        made, self._scales = self._scales, None
-        yield from made or ()
+        scales, self._scales = self._scales, None
+        yield from scales or ()
 
     def zero_points(self) -> Arrays:
         if self._zero_points is None:
             self._make_again()
-        made, self._zero_points = self._zero_points, None
-        yield from made or ()
+        zero_points, self._zero_points = self._zero_points, None
+        yield from zero_points or ()
 
     def _make_again(self) -> None:
         for _ in self.codes():

@@ -59,10 +59,10 @@ _ALIASES = {
 
 def chip(name: str) -> Chip:
     """The chip called ``name``, upper or lower case; InputError for one that is not in the table."""
-    wanted = name.strip().lower().replace("_", "-").replace(" ", "-")
-    wanted = _ALIASES.get(wanted, wanted)
+    key = name.strip().lower().replace("_", "-").replace(" ", "-")
+    key = _ALIASES.get(key, key)
     for item in CHIPS:
-        if item.name == wanted:
+        if item.name == key:
             return item
     known = ", ".join(item.name for item in CHIPS)
     raise InputError(f"unknown chip {name!r}: expected one of {known}")
@@ -70,12 +70,12 @@ def chip(name: str) -> Chip:
 
 def chips(names: str | Sequence[str]) -> list[Chip]:
     """Chips of a comma-separated list or a sequence, each once, in the order given."""
-    parts = names.split(",") if isinstance(names, str) else list(names)
-    found: dict[str, Chip] = {}
-    for part in parts:
-        if part.strip():
-            item = chip(part)
-            found.setdefault(item.name, item)
-    if not found:
+    given_names = names.split(",") if isinstance(names, str) else list(names)
+    by_name: dict[str, Chip] = {}
+    for item_name in given_names:
+        if item_name.strip():
+            item = chip(item_name)
+            by_name.setdefault(item.name, item)
+    if not by_name:
         raise InputError(f"no chip named: expected one or more of {', '.join(item.name for item in CHIPS)}")
-    return list(found.values())
+    return list(by_name.values())

@@ -18,10 +18,10 @@ _SIZE_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 def usable_processors() -> int:
     """Processors that work in parallel for this process: hardware threads of its affinity, at most its time share."""
-    found = len(_affinity())
+    count = len(_affinity())
     for share in _time_shares():
-        found = min(found, -int(-share // 1))
-    return max(found, 1)
+        count = min(count, -int(-share // 1))
+    return max(count, 1)
 
 
 def thread_count(threads: int | None) -> int:

@@ -97,7 +97,7 @@ class PartCost:
 
     @property
     def bytes(self) -> float:
-        """All of them."""
+        """Bytes that decoding one token moves."""
         return self.weight_bytes + self.cache_bytes
 
 
@@ -241,17 +241,17 @@ class _Matrices:
 @functools.lru_cache(maxsize=16)
 def _matrices(config: LfmConfig) -> dict[int | None, _Matrices]:
     """By layer; None: the LM head. Norms, kernels and the router are a few MB in all and left out."""
-    found: dict[int | None, _Matrices] = {}
+    by_layer: dict[int | None, _Matrices] = {}
     for name, shape in expected_tensors(config):
         if len(shape) != 2 or name.endswith("feed_forward.gate.weight"):
             continue
         if name.startswith("model.embed_tokens") and not config.tie_word_embeddings:
             continue  # one row a token
-        layer, old = _layer(name), found.get(_layer(name), _Matrices())
+        layer, old = _layer(name), by_layer.get(_layer(name), _Matrices())
         count = prod(shape)
         new = (old.common, old.experts + count) if ".experts." in name else (old.common + count, old.experts)
-        found[layer] = _Matrices(*new)
-    return found
+        by_layer[layer] = _Matrices(*new)
+    return by_layer
 
 
 def _layer(name: str) -> int | None:

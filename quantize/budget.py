@@ -70,8 +70,8 @@ def spend(steps: Sequence[Upgrade], nbytes: int) -> list[Upgrade]:
     return taken
 
 
-def fewest_steps(steps: Sequence[Upgrade], start: int, kept: Callable[[int], bool]) -> int:
-    """The smallest number of steps after which ``kept(number)`` holds, by bisection from the guess ``start``.
+def fewest_steps(steps: Sequence[Upgrade], start: int, keeps_promise: Callable[[int], bool]) -> int:
+    """The smallest number of steps after which ``keeps_promise(number)`` holds, by bisection from the guess ``start``.
 
     PromiseError if it does not hold after all of them.
     """
@@ -79,7 +79,7 @@ def fewest_steps(steps: Sequence[Upgrade], start: int, kept: Callable[[int], boo
     guess = min(max(start, 0), high)
     certain = False
     while low < high or not certain:
-        if kept(guess):
+        if keeps_promise(guess):
             high, certain = guess, True
         elif guess == len(steps):
             raise PromiseError("even the best format of every tensor does not keep the promise")

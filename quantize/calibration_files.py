@@ -78,15 +78,15 @@ def _listed(path: Path) -> list[Path]:
         if not path.exists():
             raise InputError(f"{path}: not found; expected {_EXPECTED}, or a folder of such files")
         return [_calibration_file(path)]
-    found: list[Path] = []
+    files: list[Path] = []
     for folder, folders, names in os.walk(path):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [_calibration_file(Path(folder, name)) for name in names if not name.startswith(".")]
-        if len(found) > MAX_FILES:
+        files += [_calibration_file(Path(folder, name)) for name in names if not name.startswith(".")]
+        if len(files) > MAX_FILES:
             raise InputError(f"{path}: more than {MAX_FILES} files; give a selection of them")
-    if not found:
+    if not files:
         raise InputError(f"{path}: holds no file; expected {_EXPECTED}")
-    return sorted(found, key=lambda file: file.relative_to(path).as_posix())
+    return sorted(files, key=lambda file: file.relative_to(path).as_posix())
 
 
 def _calibration_file(path: Path) -> Path:
@@ -151,8 +151,8 @@ def _document(line: bytes, where: str) -> Document:
         raise InputError(f"{where}: a line of {len(line)} bytes; expected at most {_MAX_LINE_BYTES}")
     fields = JsonObject.parse(line, where, InputError)
     if ("text" in fields) == ("messages" in fields):
-        found = ", ".join(sorted(fields.data))
-        raise fields.wrong(f'expected {{"text": …}} or {{"messages": […]}}, found {shown(found)}')
+        members = ", ".join(sorted(fields.data))
+        raise fields.wrong(f'expected {{"text": …}} or {{"messages": […]}}, found {shown(members)}')
     if "text" in fields:
         if not fields.text("text").strip():
             raise fields.refuse("text", "a text that is not blank")

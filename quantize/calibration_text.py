@@ -67,11 +67,11 @@ def load_calibration(
     evenly = [halves[place * len(halves) // count] for place in range(count)]
     by_file = [_at_least(_token_sequences(file, indices, tokenizer), max_tokens) for file, indices in evenly]
     shares = equal_shares([sum(map(len, sequences)) for sequences in by_file], max_tokens)
-    found = [ids for sequences, share in zip(by_file, shares, strict=True) for ids in _cut(sequences, share)]
-    if not found:
+    chosen = [ids for sequences, share in zip(by_file, shares, strict=True) for ids in _cut(sequences, share)]
+    if not chosen:
         raise InputError(f"{path}: the tokenizer makes no tokens of it; expected text in the model's languages")
-    _require_known(found, checkpoint)
-    return [np.asarray(ids, np.int64) for ids in found]
+    _require_known(chosen, checkpoint)
+    return [np.asarray(ids, np.int64) for ids in chosen]
 
 
 @dataclass(frozen=True)

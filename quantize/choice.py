@@ -139,18 +139,18 @@ class _Search:
     def as_good_as(self, max_kld: float, text: HeldOutText) -> tuple[dict[str, BlockFormat], Divergence]:
         measured: dict[int, Divergence] = {}
 
-        def kept(steps: int) -> bool:
+        def keeps_promise(steps: int) -> bool:
             formats = apply(self.first, self.steps[:steps])
-            found = measured[steps] = text.measure(self.quantization.with_formats(formats))
+            result = measured[steps] = text.measure(self.quantization.with_formats(formats))
             self.progress(
-                f"{steps} of {len(self.steps)} upgrades: KLD {found.kld:.3g} ± {found.standard_error:.1g} nats, "
-                f"{byte_size(self.weight_bytes(formats))}"
+                f"{steps} of {len(self.steps)} upgrades: KLD {result.kld:.3g} ± {result.standard_error:.1g} "
+                f"nats, {byte_size(self.weight_bytes(formats))}"
             )
             # With two standard errors to spare the promise holds for other text of this kind, too.
-            return found.upper <= max_kld
+            return result.upper <= max_kld
 
         try:
-            steps = fewest_steps(self.steps, self._guess(max_kld), kept)
+            steps = fewest_steps(self.steps, self._guess(max_kld), keeps_promise)
         except PromiseError:
             best = measured[len(self.steps)]
             raise PromiseError(

@@ -93,11 +93,11 @@ class Quantizer:
         with single_threaded_blas():
             known = self._known(weight, weight.expert_of_row(first_row))
             if known.factor is not None:
-                made = quantize_gptq(rows, fmt, known.factor)
-                self._errors.add(weight.name, rows, made, fmt, known.factor)
+                blocks = quantize_gptq(rows, fmt, known.factor)
+                self._errors.add(weight.name, rows, blocks, fmt, known.factor)
             else:
-                made = quantize_scale_search(rows, fmt, known.importance)
-            return made
+                blocks = quantize_scale_search(rows, fmt, known.importance)
+            return blocks
 
     def factor(self, weight: GraphWeight, expert: int | None = None) -> HessianFactor | None:
         """Of method gptq: by what rounding errors of the weight, or of one expert of it, are fed back.

@@ -19,7 +19,7 @@ _SAMPLE = 16
 class _Sums:
     outputs: float = 0.0
     round_to_nearest: float = 0.0
-    made: float = 0.0
+    quantized: float = 0.0
 
 
 class OutputErrors:
@@ -29,13 +29,15 @@ class OutputErrors:
         self._lock = threading.Lock()
         self._sums: dict[str, dict[bytes, _Sums]] = {}
 
-    def add(self, name: str, weights: Float32, made: QuantizedRows, fmt: BlockFormat, factor: HessianFactor) -> None:
-        """Measure rows at even distances of a piece of tensor ``name``: weights [n, K] and what was made of them."""
+    def add(
+        self, name: str, weights: Float32, quantized: QuantizedRows, fmt: BlockFormat, factor: HessianFactor
+    ) -> None:
+        """Measure rows at even distances of a piece of tensor ``name``: weights [n, K] and the blocks made of them."""
         count, columns = weights.shape
         rows = np.linspace(0, count - 1, min(count, _SAMPLE)).astype(np.int64)
         sample = np.ascontiguousarray(weights[rows])
-        zeros = None if made.zero_points is None else made.zero_points[rows]
-        stored = QuantizedRows(made.data[rows], made.scales[rows], zeros)
+        zeros = None if quantized.zero_points is None else quantized.zero_points[rows]
+        stored = QuantizedRows(quantized.data[rows], quantized.scales[rows], zeros)
         plain = dequantize(quantize_round_to_nearest(sample, fmt), fmt, columns)
         errors = np.concatenate([sample, sample - plain, sample - dequantize(stored, fmt, columns)])
         squares = np.square(errors @ factor.unit) @ factor.pivots
@@ -45,7 +47,7 @@ class OutputErrors:
             self._sums.setdefault(name, {})[sample[:1].tobytes()[:64] + bytes(str(count), "ascii")] = sums
 
     def by_tensor(self) -> dict[str, dict[str, float]]:
-        """name -> squared error over squared output: ``round_to_nearest`` and ``made``."""
+        """name -> squared error over squared output: ``round_to_nearest`` and ``quantized``."""
         result = {}
         with self._lock:
             for name, pieces in sorted(self._sums.items()):
@@ -53,6 +55,6 @@ class OutputErrors:
                 outputs = sum(piece.outputs for piece in ordered) or 1.0
                 result[name] = {
                     "round_to_nearest": sum(piece.round_to_nearest for piece in ordered) / outputs,
-                    "made": sum(piece.made for piece in ordered) / outputs,
+                    "quantized": sum(piece.quantized for piece in ordered) / outputs,
                 }
         return result

@@ -58,7 +58,7 @@ class Quantization:
     sequences: Sequences | None = None
     threads: int | None = None
     note: str | None = None
-    _made: dict[str, Quantizer] = field(default_factory=dict, compare=False, repr=False)
+    _quantizers: dict[str, Quantizer] = field(default_factory=dict, compare=False, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
 
     @property
@@ -68,11 +68,11 @@ class Quantization:
     @property
     def quantizer(self) -> Quantizer:
         with self._lock:
-            if "quantizer" not in self._made:
-                self._made["quantizer"] = Quantizer(
+            if "quantizer" not in self._quantizers:
+                self._quantizers["quantizer"] = Quantizer(
                     self.recipe.method, self.checkpoint, self.sequences, weights=self.weights, threads=self.threads
                 )
-            return self._made["quantizer"]
+            return self._quantizers["quantizer"]
 
     @cached_property
     def groups(self) -> list[TensorGroup]:
@@ -88,18 +88,18 @@ class Quantization:
         tokens of each expert; fallbacks: expert (or "all") → why it was left to the weighted search.
         """
         report = self.quantizer.report()
-        found: dict[str, dict[str, Any]] = {}
+        by_tensor: dict[str, dict[str, Any]] = {}
         for name, errors in report["tensors"].items():
-            found[name] = {
-                "relative_error": float(f"{errors['made'] ** 0.5:.6g}"),
+            by_tensor[name] = {
+                "relative_error": float(f"{errors['quantized'] ** 0.5:.6g}"),
                 "round_to_nearest_error": float(f"{errors['round_to_nearest'] ** 0.5:.6g}"),
             }
         for name, tokens in report["expert_tokens"].items():
-            found.setdefault(name, {})["expert_tokens"] = tokens
+            by_tensor.setdefault(name, {})["expert_tokens"] = tokens
         for entry in report["fallbacks"]:
             expert = "all" if entry["expert"] is None else str(entry["expert"])
-            found.setdefault(entry["tensor"], {}).setdefault("fallbacks", {})[expert] = entry["reason"]
-        return found
+            by_tensor.setdefault(entry["tensor"], {}).setdefault("fallbacks", {})[expert] = entry["reason"]
+        return by_tensor
 
     def format_of_weights(self) -> dict[str, BlockFormat]:
         """The format of each weight of the graph by the weight's name."""
@@ -111,7 +111,7 @@ class Quantization:
         recipe = replace(self.recipe, formats=dict(formats), method=method)
         if method is Method.RTN:
             recipe = replace(recipe, calibration=None)
-        return replace(self, recipe=recipe, _made={}, _lock=threading.Lock())
+        return replace(self, recipe=recipe, _quantizers={}, _lock=threading.Lock())
 
     def held_out(self, tokens: int) -> Sequences:
         """Text of the same kind that no method has seen, to measure on."""

@@ -102,13 +102,13 @@ class _Sensitivity:
             by_layer.setdefault(group.layer, []).append(group)
         streams = embed(self.plain, self.sequences)
         entered = [streams]
-        found: dict[str, list[Option]] = {}
+        options_by_group: dict[str, list[Option]] = {}
         after_operator: list[Streams] = []
         # The reference's own run first: its last streams and logits are what everything is compared with.
         for index in range(self.config.num_hidden_layers):
             middle = operator(self.config, self.plain, index, streams)
             if not self.measures:
-                found |= self._try_all(by_layer[index], partial(self._estimate, index, streams, middle))
+                options_by_group |= self._try_all(by_layer[index], partial(self._estimate, index, streams, middle))
             streams = feed_forward(self.config, self.plain, index, middle)
             if self.measures:
                 after_operator.append(middle)
@@ -117,17 +117,17 @@ class _Sensitivity:
         final = streams
         original = logits(self.config, self.plain, final)
         factor = 0.5 * float(original.var(axis=1).mean())
-        for name, options in found.items():
-            found[name] = [Option(o.fmt, o.nbytes, factor * o.effect) for o in options]
+        for name, options in options_by_group.items():
+            options_by_group[name] = [Option(o.fmt, o.nbytes, factor * o.effect) for o in options]
         if self.measures:
             for index in range(self.config.num_hidden_layers):
                 attempt = partial(self._measure, index, entered[index], after_operator[index], original)
-                found |= self._try_all(by_layer[index], attempt)
+                options_by_group |= self._try_all(by_layer[index], attempt)
                 self.progress(f"layer {index + 1} of {self.config.num_hidden_layers}: measured")
-        found |= self._try_all(by_layer[None], partial(self._table, final, original, factor))
+        options_by_group |= self._try_all(by_layer[None], partial(self._table, final, original, factor))
         self.progress("embedding and head: measured")
         return [
-            GroupOptions(group, tuple(sorted(found[group.name], key=lambda option: option.nbytes)))
+            GroupOptions(group, tuple(sorted(options_by_group[group.name], key=lambda option: option.nbytes)))
             for group in self.groups
         ]
 
@@ -137,10 +137,10 @@ class _Sensitivity:
         """The options of each group by its name."""
         pairs = [(group, fmt) for group in groups for fmt in self._formats(group)]
         options = list(self.pool.map(lambda pair: attempt(*pair), pairs))
-        found: dict[str, list[Option]] = {}
+        by_group: dict[str, list[Option]] = {}
         for (group, _), option in zip(pairs, options, strict=True):
-            found.setdefault(group.name, []).append(option)
-        return found
+            by_group.setdefault(group.name, []).append(option)
+        return by_group
 
     def _formats(self, group: TensorGroup) -> list[BlockFormat]:
         fits = [fmt for fmt in self.candidates if group.takes(fmt)]

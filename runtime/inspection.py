@@ -88,7 +88,10 @@ class GraphTensor:
 
 @dataclass(frozen=True)
 class Inspection:
-    """All of it. ``state_bytes`` maps a context length in tokens to the bytes of KV cache and conv states, batch 1."""
+    """What one variant of an artifact holds and costs.
+
+    state_bytes: context length in tokens → bytes of KV cache and conv states, batch 1.
+    """
 
     folder: str
     variant: str
@@ -149,7 +152,7 @@ def tensor_classes(model: onnx.ModelProto, config: LfmConfig) -> tuple[TensorCla
     for node in _all_nodes(model.graph.node):
         for name in node.input:
             readers.setdefault(name, set()).add(node.op_type)
-    found: dict[str, list[tuple[onnx.TensorProto, int, int, int]]] = {}
+    by_class: dict[str, list[tuple[onnx.TensorProto, int, int, int]]] = {}
     for tensor in model.graph.initializer:
         kind = tensor_kind(tensor.name)
         elements = _product(tensor.dims)
@@ -161,18 +164,18 @@ def tensor_classes(model: onnx.ModelProto, config: LfmConfig) -> tuple[TensorCla
             kind is TensorKind.EMBEDDING and all("Gather" in reader for reader in readers.get(tensor.name, ()))
         ):
             touched = size // max(tensor.dims[0], 1)
-        found.setdefault(_CLASSES[kind], []).append((tensor, elements, size, touched))
+        by_class.setdefault(_CLASSES[kind], []).append((tensor, elements, size, touched))
     return tuple(
         TensorClass(
             name=name,
-            tensors=len(found[name]),
-            elements=sum(elements for _, elements, _, _ in found[name]),
-            bytes=sum(size for _, _, size, _ in found[name]),
-            touched_bytes=sum(touched for _, _, _, touched in found[name]),
-            dtypes=tuple(sorted({_dtype_name(tensor.data_type) for tensor, _, _, _ in found[name]})),
+            tensors=len(by_class[name]),
+            elements=sum(elements for _, elements, _, _ in by_class[name]),
+            bytes=sum(size for _, _, size, _ in by_class[name]),
+            touched_bytes=sum(touched for _, _, _, touched in by_class[name]),
+            dtypes=tuple(sorted({_dtype_name(tensor.data_type) for tensor, _, _, _ in by_class[name]})),
         )
         for name in dict.fromkeys(_CLASSES.values())
-        if name in found
+        if name in by_class
     )
 
 

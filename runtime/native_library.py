@@ -38,7 +38,7 @@ def ops_library_path() -> Path | None:
 
     None where the package was installed without it, and where the environment variable LFM_ONNX_NATIVE is 0.
     """
-    return _library_file() if _wanted() and _library_file().is_file() else None
+    return _library_file() if _is_enabled() and _library_file().is_file() else None
 
 
 def register_native_ops(options: Any, providers: Sequence[str], native: bool | None = None) -> None:
@@ -63,7 +63,7 @@ def register_native_ops(options: Any, providers: Sequence[str], native: bool | N
 
 def native_status() -> NativeStatus:
     """Which library and which kernels sessions would use. Raises nothing: what is wrong is in ``note``."""
-    if not _wanted():
+    if not _is_enabled():
         return NativeStatus(None, note="switched off by LFM_ONNX_NATIVE=0")
     path = ops_library_path()
     if path is None:
@@ -79,12 +79,12 @@ def native_status() -> NativeStatus:
         return NativeStatus(path, note=f"cannot be loaded: {' '.join(str(error).split())}")
     note = ""
     if isa is None:
-        wanted = os.environ.get("LFM_OPS_ISA", "")
-        note = f"LFM_OPS_ISA is {wanted!r}, which this CPU does not have: choose from {', '.join(available)}"
+        forced = os.environ.get("LFM_OPS_ISA", "")
+        note = f"LFM_OPS_ISA is {forced!r}, which this CPU does not have: choose from {', '.join(available)}"
     return NativeStatus(path, isa, available, refused, version, note)
 
 
-def _wanted() -> bool:
+def _is_enabled() -> bool:
     return os.environ.get("LFM_ONNX_NATIVE", "") != "0"
 
 
@@ -95,5 +95,5 @@ def _library_file() -> Path:
 def _text(library: ctypes.CDLL, function: str) -> str | None:
     call = getattr(library, function)
     call.restype = ctypes.c_char_p
-    found: bytes | None = call()
-    return found.decode() if found is not None else None
+    text: bytes | None = call()
+    return text.decode() if text is not None else None

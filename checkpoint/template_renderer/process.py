@@ -85,8 +85,8 @@ class RendererProcess:
             code = self._process.wait()
             watch.join()
             self.end()
-            if watch.found is not None:
-                return watch.found
+            if watch.verdict is not None:
+                return watch.verdict
             if code in _OUT_OF_TIME_CODES:
                 return Outcome.OUT_OF_TIME, TOO_LONG
             return Outcome.ENDED, f"the process that rendered it ended with exit code {code}"
@@ -110,7 +110,7 @@ class _Watch(threading.Thread):
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         super().__init__(name="template-renderer-watch", daemon=True)
         self.done = threading.Event()
-        self.found: tuple[Outcome, str] | None = None
+        self.verdict: tuple[Outcome, str] | None = None
         self._process = process
         self.start()
 
@@ -119,9 +119,9 @@ class _Watch(threading.Thread):
         looks = sys.platform == "darwin"
         while not self.done.wait(_WATCH_SECONDS if looks else WALL_SECONDS):
             if looks and footprint(self._process.pid) > MEMORY_BYTES:
-                self.found = Outcome.OUT_OF_MEMORY, TOO_LARGE
+                self.verdict = Outcome.OUT_OF_MEMORY, TOO_LARGE
             elif time.monotonic() >= deadline:
-                self.found = Outcome.OUT_OF_TIME, f"it takes more than {WALL_SECONDS:g} s"
+                self.verdict = Outcome.OUT_OF_TIME, f"it takes more than {WALL_SECONDS:g} s"
             else:
                 continue
             self._process.kill()

@@ -63,7 +63,7 @@ def calibrate(
             calibration.observe_layer(layer)
             on_layer(layer)
         calibration.observe_head()
-    return calibration.ranges.seen
+    return calibration.ranges.by_tensor
 
 
 class _Calibration:

@@ -63,7 +63,7 @@ def observe_experts(
         if turns and share.expert:  # what has been added up so far
             ranges.add(f"{scope}gathered.{turns[share.expert]}total", float(total.min()), float(total.max()))
     # An expert of few tokens says little of those to come: where each has tensors of its own, all have one range.
-    for name, (low, high) in seen.seen.items():
+    for name, (low, high) in seen.by_tensor.items():
         ranges.add(scope + name, low, high)
         for turn in turns if name.startswith("gathered.") else ():
             ranges.add(scope + name.replace("gathered.", f"gathered.{turn}", 1), low, high)
@@ -110,7 +110,7 @@ def _expert(
         if form is MoeForm.WIDE:
             add(form, "w1.out", gate)
             add(form, "w3.out", up)
-    return y, ranges.seen
+    return y, ranges.by_tensor
 
 
 def _rows(config: LfmConfig, matrix: str) -> int:

@@ -52,18 +52,20 @@ class FloatModel:
         )
 
     def _declare(self, value: Value, name: str | None = None) -> ir.Value:
-        made = ir.Value(name=name or value.name, shape=ir.Shape(value.shape), type=ir.TensorType(ir_dtype(value.dtype)))
-        self._values[value.name] = made
-        return made
+        result = ir.Value(
+            name=name or value.name, shape=ir.Shape(value.shape), type=ir.TensorType(ir_dtype(value.dtype))
+        )
+        self._values[value.name] = result
+        return result
 
     def _use(self, value: Value) -> ir.Value:
         if value.name not in self._values:
-            made = self._declare(value)
+            result = self._declare(value)
             if value.name in self._graph.constants:
-                made.const_value = ir.tensor(self._graph.constants[value.name], name=value.name)
+                result.const_value = ir.tensor(self._graph.constants[value.name], name=value.name)
             else:
                 self.weights[value.name] = self._graph.weights[value.name]
-            self._initializers.append(made)
+            self._initializers.append(result)
         return self._values[value.name]
 
     def _lower(self, node: Node, outputs: dict[str, str]) -> None:
@@ -71,8 +73,8 @@ class FloatModel:
             self._lower_packed(node)
             return
         inputs = [self._use(value) for value in node.inputs]
-        made = [self._declare(value, outputs.get(value.name)) for value in node.outputs]
-        self._nodes.append(ir.node(node.op_type, inputs, attributes=node.attributes, outputs=made, name=node.name))
+        result = [self._declare(value, outputs.get(value.name)) for value in node.outputs]
+        self._nodes.append(ir.node(node.op_type, inputs, attributes=node.attributes, outputs=result, name=node.name))
 
     def _lower_packed(self, node: Node) -> None:
         """Each half of the columns as a weight of its own."""
@@ -84,11 +86,11 @@ class FloatModel:
             if source.name not in self._values:
                 self._initializers.append(self._declare(source))
                 self.weights[source.name] = (self._graph.weights[weight.name], part)
-            made = self._values[source.name]
+            result = self._values[source.name]
             self._nodes.append(
                 ir.node(
                     "Gather",
-                    [made, self._use(chosen)],
+                    [result, self._use(chosen)],
                     attributes={"axis": 0},
                     outputs=[self._declare(half)],
                     name=half.name,

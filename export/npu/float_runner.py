@@ -26,13 +26,13 @@ Range = tuple[float, float]
 class Ranges:
     """Smallest and largest number seen, by tensor; several threads may add."""
 
-    seen: dict[str, Range] = field(default_factory=dict)
+    by_tensor: dict[str, Range] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def add(self, name: str, low: float, high: float) -> None:
         with self._lock:
-            before = self.seen.get(name, (low, high))
-            self.seen[name] = (min(low, before[0]), max(high, before[1]))
+            before = self.by_tensor.get(name, (low, high))
+            self.by_tensor[name] = (min(low, before[0]), max(high, before[1]))
 
     def merge(self, others: Mapping[str, Range]) -> None:
         for name, (low, high) in others.items():
@@ -148,13 +148,13 @@ class FloatPart:
         self._advance(state, graph.graph, found, valid)
         return {port.name: found[port.name][0, :valid] for port in graph.graph.outputs if port.layer is None}
 
-    def _advance(self, state: SequenceState, graph: StaticGraph, found: dict[str, Array], valid: int) -> None:
+    def _advance(self, state: SequenceState, graph: StaticGraph, outputs: dict[str, Array], valid: int) -> None:
         columns = slice(state.filled, state.filled + valid)
         for port in graph.outputs:
             if port.role == "conv_state":
-                state.arrays[f"past_conv.{port.layer}"] = found[port.name]
+                state.arrays[f"past_conv.{port.layer}"] = outputs[port.name]
             elif port.role == "key_cache":
-                state.arrays[f"past_key.{port.layer}"][..., columns] = found[port.name][..., :valid]
+                state.arrays[f"past_key.{port.layer}"][..., columns] = outputs[port.name][..., :valid]
             elif port.role == "value_cache":
-                state.arrays[f"past_value.{port.layer}"][:, :, columns] = found[port.name][:, :, :valid]
+                state.arrays[f"past_value.{port.layer}"][:, :, columns] = outputs[port.name][:, :, :valid]
         state.filled += valid

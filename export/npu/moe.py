@@ -190,10 +190,10 @@ def _extremes(rows: Rows, shape: tuple[int, int, int], packed: bool) -> Callable
     @lru_cache(maxsize=1)
     def read(first: int, last: int) -> Array:
         experts, _, columns = shape
-        found = np.empty((experts, 1, columns), np.float32)
+        extremes = np.empty((experts, 1, columns), np.float32)
         for expert in range(experts):
-            found[expert, 0] = column_extremes(rows(expert, expert + 1), packed=packed)
-        return found
+            extremes[expert, 0] = column_extremes(rows(expert, expert + 1), packed=packed)
+        return extremes
 
     return read
 

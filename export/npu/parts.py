@@ -43,7 +43,7 @@ class PartPlan:
     binary_bytes: int = 0
     """Of the binary of both graphs: what they store in the same way is there once."""
     compile_seconds: float = 0.0
-    """All graphs, as a projection."""
+    """Seconds for compiling all graphs, as a projection."""
     compile_memory: int = 0
     """Bytes of host memory for compiling all graphs to one binary, as a projection."""
 
@@ -136,10 +136,10 @@ class _Budget:
             return
         largest, memory = max(size.prefill, size.decode), compile_memory(self.compiled.graphs(size))
         if largest > self.weights:
-            found = f"{what} has {byte_size(largest)} of weights, a part may have {byte_size(self.weights)}"
+            excess = f"{what} has {byte_size(largest)} of weights, a part may have {byte_size(self.weights)}"
         else:
-            found = f"compiling {what} takes about {byte_size(memory)} of memory, more than the budget"
-        raise InputError(f"{found}; raise the budget or choose int4 weights")
+            excess = f"compiling {what} takes about {byte_size(memory)} of memory, more than the budget"
+        raise InputError(f"{excess}; raise the budget or choose int4 weights")
 
 
 def _part(index: int, first: int, last: int, head: bool, size: _Bytes, compiled: _Compiled) -> PartPlan:

@@ -62,12 +62,12 @@ class QdqModel:
 
     def _input(self, value: Value, name: str) -> ir.Value:
         if value.dtype != "float32":
-            made = _value(name, value.shape, value.dtype)
-            self._plain[value.name] = made
-            return made
-        made = _value(name, value.shape, self._quantization[value.name].dtype)
-        self._codes[value.name] = made
-        return made
+            tensor = _value(name, value.shape, value.dtype)
+            self._plain[value.name] = tensor
+            return tensor
+        tensor = _value(name, value.shape, self._quantization[value.name].dtype)
+        self._codes[value.name] = tensor
+        return tensor
 
     def _lower(self, node: Node) -> None:
         if node.op_type == PACKED_GATHER:
@@ -80,15 +80,15 @@ class QdqModel:
             self._quantize(node.outputs[0], self._use(node.inputs[0]))
             return
         inputs = [self._use(value) for value in node.inputs]
-        made = []
+        results = []
         for value in node.outputs:
             if value.dtype == "float32":
-                made.append(_value(f"{value.name}.float", value.shape, "float32"))
+                results.append(_value(f"{value.name}.float", value.shape, "float32"))
             else:
-                made.append(_value(value.name, value.shape, value.dtype))
-                self._plain[value.name] = made[-1]
-        self._nodes.append(ir.node(node.op_type, inputs, attributes=node.attributes, outputs=made, name=node.name))
-        for value, result in zip(node.outputs, made, strict=True):
+                results.append(_value(value.name, value.shape, value.dtype))
+                self._plain[value.name] = results[-1]
+        self._nodes.append(ir.node(node.op_type, inputs, attributes=node.attributes, outputs=results, name=node.name))
+        for value, result in zip(node.outputs, results, strict=True):
             if value.dtype == "float32":
                 self._quantize(value, result)
 
@@ -176,11 +176,11 @@ class QdqModel:
             self._quantization = {**self._quantization, value.name: quantization}
         used = self._quantization[value.name]
         name = self._outputs.get(value.name, value.name)
-        made = _value(name, value.shape, used.dtype)
+        codes = _value(name, value.shape, used.dtype)
         self._nodes.append(
-            ir.node("QuantizeLinear", [result, *self._parameters(used)], outputs=[made], name=f"{value.name}.quantize")
+            ir.node("QuantizeLinear", [result, *self._parameters(used)], outputs=[codes], name=f"{value.name}.quantize")
         )
-        self._codes[value.name] = made
+        self._codes[value.name] = codes
 
     def _dequantize(
         self, name: str, codes: ir.Value, quantization: QuantizationParameters, shape: tuple[int, ...]

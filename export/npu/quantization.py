@@ -122,10 +122,10 @@ def _router_range(seen: Range) -> Range:
 
 
 def _union(names: list[str], ranges: Mapping[str, Range]) -> Range:
-    found = [ranges[name] for name in names if name in ranges]
-    if not found:
+    bounds = [ranges[name] for name in names if name in ranges]
+    if not bounds:
         raise InputError(f"the calibration saw nothing of {names[0]}; calibrate with longer texts")
-    return min(low for low, _ in found), max(high for _, high in found)
+    return min(low for low, _ in bounds), max(high for _, high in bounds)
 
 
 def _bounds(used: QuantizationParameters) -> Range:
@@ -175,10 +175,10 @@ class _Groups:
 
     def members(self) -> list[list[str]]:
         """The sets, their names in order."""
-        found: dict[str, list[str]] = {}
+        sets: dict[str, list[str]] = {}
         for name in sorted(self.parents):
-            found.setdefault(self.root(name), []).append(name)
-        return list(found.values())
+            sets.setdefault(self.root(name), []).append(name)
+        return list(sets.values())
 
     def with_name(self, name: str) -> list[str]:
         return [other for other in self.parents if self.root(other) == self.root(name)]

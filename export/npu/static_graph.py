@@ -119,9 +119,9 @@ class StaticGraph:
 
     def ending_at(self, names: Sequence[str]) -> StaticGraph:
         """The graph that makes the values ``names``, which are its outputs, and the states on the way; nothing else."""
-        made = {value.name: value for node in self.nodes for value in node.outputs}
+        values = {value.name: value for node in self.nodes for value in node.outputs}
         states = [port for port in self.outputs if port.layer is not None]
-        outputs = [*states, *(Port(name, made[name], "inside") for name in names)]
+        outputs = [*states, *(Port(name, values[name], "inside") for name in names)]
         needed = {port.value.name for port in outputs}
         nodes = []
         for node in reversed(self.nodes):

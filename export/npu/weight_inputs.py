@@ -76,12 +76,12 @@ class WeightInputs:
         with self._lock:
             if key in self._factors:
                 return self._factors[key]
-        made = self._quantizer.factor(same, expert)
+        factor = self._quantizer.factor(same, expert)
         with self._lock:
             for other in [other for other in self._factors if abs(other[0] - layer) > 1]:
                 del self._factors[other]
-            self._factors[key] = made
-        return made
+            self._factors[key] = factor
+        return factor
 
     def _same_input(self, weight: Weight) -> GraphWeight:
         """The weight of the CPU graphs that is multiplied by the same."""

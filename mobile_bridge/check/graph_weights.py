@@ -20,14 +20,14 @@ def weight_bytes_by_node(model: onnx.ModelProto) -> dict[str, int]:
     """Bytes of initializers by the name of the first computing node that reads them, through Dequantize or not."""
     graph = model.graph
     sizes = {item.name: tensor_bytes(item) for item in graph.initializer}
-    found: dict[str, int] = {}
+    by_node: dict[str, int] = {}
     for node in graph.node:  # in topological order: a Dequantize stands before what reads it
         size = sum(sizes.pop(name) for name in node.input if name in sizes)
         if node.op_type in QUANTIZING and size and node.output:
             sizes[node.output[0]] = sizes.get(node.output[0], 0) + size
         elif size:
-            found[node.name or node.output[0]] = found.get(node.name or node.output[0], 0) + size
-    return found
+            by_node[node.name or node.output[0]] = by_node.get(node.name or node.output[0], 0) + size
+    return by_node
 
 
 def tensor_bytes(tensor: onnx.TensorProto) -> int:

@@ -67,11 +67,11 @@ def run_elsewhere(
 def compare_logits(
     artifact: Artifact,
     what: list[dict[str, list[int]]],
-    found: list[np.ndarray],
+    logits: list[np.ndarray],
     reference: str | None,
     progress: Callable[[str], None],
 ) -> tuple[LogitMetrics, str]:
-    """Metrics of ``found``, and what it was compared with: the checkpoint in float32, or this onnxruntime's CPU."""
+    """Metrics of ``logits``, and what it was compared with: the checkpoint in float32, or this onnxruntime's CPU."""
     if reference is not None:
         from ...reference.model import Reference
 
@@ -86,7 +86,7 @@ def compare_logits(
         own = run_elsewhere(artifact, what, "cpu", None)
         expected, name = own.logits, f"the same file on onnxruntime {own.result['onnxruntime']} CPU"
     comparison = LogitComparison()
-    for number, (item, right, model_logits) in enumerate(zip(what, expected, found, strict=True), 1):
+    for number, (item, right, model_logits) in enumerate(zip(what, expected, logits, strict=True), 1):
         ids = [*item["prompt"][-1:], *item["next"]]
         comparison.add(f"sequence {number}", ids, right, model_logits)
     return comparison.summary(), name
@@ -95,18 +95,18 @@ def compare_logits(
 def parity_requirements(artifact: Artifact, metrics: LogitMetrics, against_file: bool) -> list[Requirement]:
     """The limits of ``lfm-onnx parity`` for the artifact's precision; the same file elsewhere is held to those too."""
     limits = Thresholds.of_variant(artifact.variant)
-    found = [Requirement("logits are finite", metrics.non_finite == 0, f"{metrics.non_finite} are not")]
+    requirements = [Requirement("logits are finite", metrics.non_finite == 0, f"{metrics.non_finite} are not")]
     if limits.max_logit_diff is not None:
         value = metrics.relative_max_diff
         detail = f"largest difference {value:.2e} standard deviations, limit {limits.max_logit_diff:g}"
-        found.append(Requirement("logits agree", value <= limits.max_logit_diff, detail))
+        requirements.append(Requirement("logits agree", value <= limits.max_logit_diff, detail))
     if limits.max_kld is not None:
         detail = f"mean KLD {metrics.kld_mean:.2e} nats, limit {limits.max_kld:g}"
-        found.append(Requirement("distributions agree", metrics.kld_mean <= limits.max_kld, detail))
+        requirements.append(Requirement("distributions agree", metrics.kld_mean <= limits.max_kld, detail))
     if limits.min_top1 is not None and not against_file:
         detail = f"{metrics.top1:.1%}, at least {limits.min_top1:.0%}"
-        found.append(Requirement("likeliest tokens agree", metrics.top1 >= limits.min_top1, detail))
-    return found
+        requirements.append(Requirement("likeliest tokens agree", metrics.top1 >= limits.min_top1, detail))
+    return requirements
 
 
 @dataclass(frozen=True)

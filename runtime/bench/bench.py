@@ -81,11 +81,11 @@ class BenchResult:
 
     def to_dict(self) -> dict[str, float | int]:
         """Medians under the plain names, the 5th and 95th percentiles as ``…_p5`` and ``…_p95`` where repeated."""
-        found: dict[str, float | int] = {}
+        figures: dict[str, float | int] = {}
         for name in REPORTED:
             value = getattr(self, name)
-            found |= statistics(name, value) if isinstance(value, tuple) else {name: value}
-        return found
+            figures |= statistics(name, value) if isinstance(value, tuple) else {name: value}
+        return figures
 
 
 REPORTED = (
@@ -103,10 +103,10 @@ REPORTED = (
 
 def statistics(name: str, values: Sequence[float]) -> dict[str, float]:
     """Median, and percentiles of more than one value."""
-    found = {name: float(np.median(values))}
+    figures = {name: float(np.median(values))}
     if len(values) > 1:
-        found |= {f"{name}_p{percent}": float(np.percentile(values, percent)) for percent in PERCENTILES}
-    return found
+        figures |= {f"{name}_p{percent}": float(np.percentile(values, percent)) for percent in PERCENTILES}
+    return figures
 
 
 def bench(folder: str | Path, options: BenchOptions | None = None) -> BenchResult:

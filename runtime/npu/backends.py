@@ -58,22 +58,22 @@ class QnnBackend:
         Raises NpuUnavailable without provider or device, ArtifactError for binaries that do not fit.
         """
         self._folder = artifact.folder
-        found = device()
-        build = "emulator" if found.emulator else "device"
-        self._share = not found.emulator
+        npu = device()
+        build = "emulator" if npu.emulator else "device"
+        self._share = not npu.emulator
         compiled = compiled_socs(artifact, build)
         chosen = chip(soc).name if soc else (compiled[0] if compiled else None)
         self._compiled: Mapping[str, Path] = {}
         if chosen in compiled:
             self._compiled = compiled_graphs(artifact, manifest, chosen, build, versions())
-        elif soc is not None and not found.emulator:
+        elif soc is not None and not npu.emulator:
             raise ArtifactError(
                 f"{artifact.folder} holds no binaries for {chosen}: run `lfm-onnx compile {artifact.folder} --soc "
                 f"{chosen}` on the machine that exported it"
             )
-        self._options = chip(chosen or DEFAULT_CHIP).provider_options if found.emulator else {}
+        self._options = chip(chosen or DEFAULT_CHIP).provider_options if npu.emulator else {}
         target = chip(chosen or DEFAULT_CHIP)
-        self.name = f"{found.name}, {target.title} (v{target.htp_arch})" if found.emulator or chosen else found.name
+        self.name = f"{npu.name}, {target.title} (v{target.htp_arch})" if npu.emulator or chosen else npu.name
         if not self._compiled:
             self.name += ", compiled at load"
 

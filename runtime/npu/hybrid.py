@@ -135,7 +135,7 @@ class HybridSession:
 def _pairs(manifest: NpuManifest, cpu: DecoderState) -> tuple[list[_StatePair], list[_StatePair]]:
     key_values = {past: at for at, (past, _) in enumerate(cpu.layout.key_values)}
     convs = {past: at for at, (past, _) in enumerate(cpu.layout.convs)}
-    found: tuple[list[_StatePair], list[_StatePair]] = ([], [])
+    pairs: tuple[list[_StatePair], list[_StatePair]] = ([], [])
     for state in manifest.states:
         graph = manifest.parts[state.part].graph("decode", manifest.context_lengths[0])
         value = next(value for value in graph.inputs if value.name == state.input)
@@ -143,10 +143,10 @@ def _pairs(manifest: NpuManifest, cpu: DecoderState) -> tuple[list[_StatePair], 
         position = (key_values if state.append else convs).get(name)
         if position is None:
             raise ArtifactError(f"the CPU's model has no state {name}: it is not an export of the same checkpoint")
-        found[0 if state.append else 1].append(_StatePair(state, value, position))
-    if len(found[0]) != len(key_values) or len(found[1]) != len(convs):
+        pairs[0 if state.append else 1].append(_StatePair(state, value, position))
+    if len(pairs[0]) != len(key_values) or len(pairs[1]) != len(convs):
         raise ArtifactError("the CPU's model has other layers: it is not an export of the same checkpoint")
-    return found
+    return pairs
 
 
 def _columns(axis: int, start: int, stop: int) -> tuple[slice, ...]:

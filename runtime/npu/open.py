@@ -68,7 +68,7 @@ def _resolve_plan(options: NpuRunOptions, notice: Callable[[str], None]) -> str:
     if options.backend == "cpu" or options.plan == "cpu":
         return "npu" if options.plan == "auto" else options.plan
     try:
-        found = device()
+        npu = device()
     except NpuUnavailable as error:
         if options.strict:
             raise
@@ -76,7 +76,7 @@ def _resolve_plan(options: NpuRunOptions, notice: Callable[[str], None]) -> str:
         return "cpu"
     if options.plan != "auto":
         return options.plan
-    if found.emulator:
+    if npu.emulator:
         notice('no NPU in this machine: the CPU runs the model (`plan="npu"` takes the emulator, which is slow)')
         return "cpu"
     return "npu"
@@ -111,14 +111,14 @@ def _cpu_artifact(artifact: Artifact, folder: str | Path | None, verify: Verific
     if folder is None:
         others = [name for name in artifact.manifest.variants if name != artifact.variant]
         for name in others:
-            found = Artifact.open(artifact.folder, name, verify="none")
-            if not is_npu_artifact(found):
-                return found
+            candidate = Artifact.open(artifact.folder, name, verify="none")
+            if not is_npu_artifact(candidate):
+                return candidate
         return None
-    found = Artifact.open(folder, None, verify=verify)
-    if is_npu_artifact(found):
+    candidate = Artifact.open(folder, None, verify=verify)
+    if is_npu_artifact(candidate):
         raise InputError(f"{folder} is an export for the NPU too: expected one for the CPU")
-    own, theirs = (item.manifest.source.content_sha256 for item in (artifact, found))
+    own, theirs = (item.manifest.source.content_sha256 for item in (artifact, candidate))
     if own != theirs:
         raise ArtifactError(f"{folder} was exported from another checkpoint than {artifact.folder}")
-    return found
+    return candidate

@@ -74,19 +74,19 @@ def device() -> NpuDevice:
         raise NpuUnavailable(
             f"the NPU needs onnxruntime {oldest} or later, found {onnxruntime.__version__}: update onnxruntime"
         )
-    found = _devices(onnxruntime)
-    if not found:
+    devices = _devices(onnxruntime)
+    if not devices:
         register_catalog()
-        found = _devices(onnxruntime)
-    if not found:
+        devices = _devices(onnxruntime)
+    if not devices:
         package = _package()
         try:
             onnxruntime.register_execution_provider_library(PROVIDER, package.get_library_path())
         except Exception as error:  # ONNX Runtime's exceptions share no other base
             raise NpuUnavailable(f"{PACKAGE} does not load: {one_line(error)}; reinstall it") from error
-        found = _devices(onnxruntime)
-    npus = [item for item in found if item.device.type == onnxruntime.OrtHardwareDeviceType.NPU]
-    cpus = [item for item in found if item.device.type == onnxruntime.OrtHardwareDeviceType.CPU]
+        devices = _devices(onnxruntime)
+    npus = [item for item in devices if item.device.type == onnxruntime.OrtHardwareDeviceType.NPU]
+    cpus = [item for item in devices if item.device.type == onnxruntime.OrtHardwareDeviceType.CPU]
     if npus:
         return NpuDevice(f"NPU, {npus[0].device.vendor or 'Qualcomm'}", False, npus[0])
     if cpus:

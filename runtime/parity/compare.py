@@ -121,12 +121,12 @@ class _Comparison:
     def _file_checks(self) -> list[Check]:
         """The artifact's files against the manifest and the checkpoint."""
         self.progress(f"verifying {len(self.artifact.files)} files")
-        found = file_checks(self.artifact, self.checkpoint)
+        checks = file_checks(self.artifact, self.checkpoint)
         if self.own.tokenizer is not None and self.theirs.tokenizer is not None:
-            found += tokenizer_checks(self.own.tokenizer, self.theirs.tokenizer)
+            checks += tokenizer_checks(self.own.tokenizer, self.theirs.tokenizer)
         elif self.own.tokenizer is not None:
             self.progress("the checkpoint has no tokenizer: nothing to compare the artifact's with")
-        return found
+        return checks
 
     def _identity(self) -> dict[str, str]:
         return identity(self.artifact, self.checkpoint, self.backend, self.runner.provider)
@@ -162,21 +162,21 @@ class _Comparison:
 
     def _quality_checks(self, metrics: LogitMetrics, beside: LogitMetrics | None) -> list[Check]:
         limits = self.thresholds
-        found = [Check("logits are finite", "values that are not", metrics.non_finite, 0)]
+        checks = [Check("logits are finite", "values that are not", metrics.non_finite, 0)]
         if limits.max_logit_diff is not None:
             note = f"largest difference {metrics.max_abs_diff:.2e}, std {metrics.logit_std:.3g}"
             value = metrics.relative_max_diff
-            found.append(Check("logits", "largest difference / std", value, limits.max_logit_diff, detail=note))
+            checks.append(Check("logits", "largest difference / std", value, limits.max_logit_diff, detail=note))
         if limits.max_kld is not None:
             error = metrics.kld_standard_error
             note = "" if error is None else f"standard error {error:.1e} over passages"
             if beside is not None:
                 note = f"the same graphs on the CPU {beside.kld_mean:.2e}: quantization alone"
-            found.append(Check("distribution", "mean KLD in nats", metrics.kld_mean, limits.max_kld, detail=note))
+            checks.append(Check("distribution", "mean KLD in nats", metrics.kld_mean, limits.max_kld, detail=note))
         if limits.min_top1 is not None:
             note = "" if beside is None else f"the same graphs on the CPU {beside.top1:.1%}"
-            found.append(Check("likeliest token", "top-1 agreement", metrics.top1, limits.min_top1, ">=", note))
-        return found
+            checks.append(Check("likeliest token", "top-1 agreement", metrics.top1, limits.min_top1, ">=", note))
+        return checks
 
     def _device_check(self, both: Sequence[tuple[Array, Array]]) -> Check:
         apart = Deviation.between(*(np.concatenate(rows) for rows in zip(*both, strict=True)))
@@ -184,7 +184,7 @@ class _Comparison:
         note = "the device's own arithmetic"
         return Check("device against CPU", "mean KLD in nats", apart.kld_mean, limit, detail=note)
 
-    def _greedy(self, found: list[Check]) -> list[GreedyAgreement]:
+    def _greedy(self, checks: list[Check]) -> list[GreedyAgreement]:
         options = self.options
         count = min(options.greedy_prompts, len(self.passages)) if options.greedy_tokens > 0 else 0
         results = []
@@ -202,10 +202,10 @@ class _Comparison:
             ties = sum(r.tie for r in results)
             note = f"first parts after {parted[0].agreed} tokens: {parted[0].label}" if parted else ""
             note = note or (f"{ties} part at a tie" if ties else f"up to {options.greedy_tokens} tokens each")
-            found.append(Check("greedy continuations", "prompts that part", len(parted), 0, detail=note))
+            checks.append(Check("greedy continuations", "prompts that part", len(parted), 0, detail=note))
         return results
 
-    def _layers(self, found: list[Check]) -> list[LayerError] | None:
+    def _layers(self, checks: list[Check]) -> list[LayerError] | None:
         if not self.options.layers:
             return None
         self.progress("hidden states layer by layer")
@@ -217,7 +217,7 @@ class _Comparison:
         self.reference.forward(self.longest.ids, hidden=expected)
         errors = layer_errors(sorted(states, key=lambda state: state.index), expected)
         if self.runner.layers_are_judged:
-            found.append(self._layer_check(errors))
+            checks.append(self._layer_check(errors))
         return errors
 
     def _layer_check(self, errors: Sequence[LayerError]) -> Check:
@@ -227,18 +227,18 @@ class _Comparison:
         note = f"worst: {worst.name}" if first is None else f"first departs: {first.name} ({first.kind})"
         return Check("hidden states", "largest relative error", worst.relative, limit, detail=note)
 
-    def _tasks(self, found: list[Check]) -> tuple[TaskAccuracy | None, TaskAccuracy | None]:
+    def _tasks(self, checks: list[Check]) -> tuple[TaskAccuracy | None, TaskAccuracy | None]:
         """Each model answers by its own files: what the artifact's make of a conversation is part of its answer."""
         if not self.tasks:
             return None, None
         tasks = self._answer("tasks", self.own, self.runner.greedy)
         limits = self.thresholds
         if limits.min_accuracy is not None:
-            found.append(Check("task accuracy", "share right", tasks.accuracy, limits.min_accuracy, ">="))
+            checks.append(Check("task accuracy", "share right", tasks.accuracy, limits.min_accuracy, ">="))
         reference = self._answer("tasks by the reference", self.theirs, self.reference.greedy)
         limit = reference.accuracy - limits.accuracy_loss
         note = f"reference {reference.accuracy:.1%}, at most {100 * limits.accuracy_loss:g} points may be lost"
-        found.append(Check("tasks as the reference", "share right", tasks.accuracy, limit, ">=", note))
+        checks.append(Check("tasks as the reference", "share right", tasks.accuracy, limit, ">=", note))
         return tasks, reference
 
     def _answer(self, name: str, files: ChatFiles, greedy: Callable[..., list[int]]) -> TaskAccuracy:

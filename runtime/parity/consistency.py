@@ -20,7 +20,10 @@ _TOKENS = 64
 def consistency_checks(
     model: OnnxModel, passages: Sequence[Passage], limits: Thresholds, logit_std: float, pad_token_id: int
 ) -> list[Check]:
-    """All of them on the beginnings of ``passages``. logit_std: of the reference, the unit of exact limits."""
+    """Batches, padding, pieces and decoding against one whole prefill, on the beginnings of ``passages``.
+
+    logit_std: of the reference, the unit of exact limits.
+    """
 
     def check(name: str, deviation: Deviation, detail: str) -> Check:
         if not limits.exact:
@@ -29,21 +32,21 @@ def consistency_checks(
         return Check(name, "largest difference / std", value, limits.consistency, detail=detail)
 
     longest = max(passages, key=lambda passage: len(passage.ids)).ids[:_TOKENS]
-    found = []
+    checks = []
     if len(longest) > 1:
         note = f"{len(longest)} tokens"
-        found.append(check("prefill and decode", decode_against_prefill(model, longest), f"{note} one by one"))
+        checks.append(check("prefill and decode", decode_against_prefill(model, longest), f"{note} one by one"))
         pieces = pieces_against_prefill(model, longest)
-        found.append(check("prefill in pieces", pieces, f"{note} in pieces of 1 to 16"))
+        checks.append(check("prefill in pieces", pieces, f"{note} in pieces of 1 to 16"))
     steps = min(_DECODE_STEPS, len(longest) - 1)
     rows = unequal_rows([passage.ids for passage in passages], steps)
     note = f"rows of {', '.join(str(len(row) - steps) for row in rows)} tokens"
     for side in ("left", "right"):
         prefill, decode = padded_batch(model, rows, side, steps, pad_token_id)
-        found.append(check(f"padded on the {side}", prefill, note))
+        checks.append(check(f"padded on the {side}", prefill, note))
         if steps:
-            found.append(check(f"decode after padding on the {side}", decode, f"{note}, {steps} steps"))
-    return found
+            checks.append(check(f"decode after padding on the {side}", decode, f"{note}, {steps} steps"))
+    return checks
 
 
 def decode_against_prefill(model: OnnxModel, ids: Sequence[int]) -> Deviation:

@@ -17,9 +17,9 @@ def layer_errors(states: Sequence[LayerState], expected: Sequence[npt.NDArray[An
     return [layer_error(state.name, state.kind, expected[state.index], state.values) for state in states]
 
 
-def layer_error(name: str, kind: str, expected: npt.NDArray[Any], found: npt.NDArray[Any]) -> LayerError:
+def layer_error(name: str, kind: str, expected: npt.NDArray[Any], actual: npt.NDArray[Any]) -> LayerError:
     """|found - expected| / |expected|, the largest difference, and the cosine between both as one vector."""
-    r, m = expected.astype(np.float64).ravel(), found.astype(np.float64).ravel()
+    r, m = expected.astype(np.float64).ravel(), actual.astype(np.float64).ravel()
     tiny = np.finfo(float).tiny
     norm_r, norm_m = float(np.linalg.norm(r)), float(np.linalg.norm(m))
     return LayerError(

@@ -150,9 +150,9 @@ class Deviation:
     kld_mean: float
 
     @classmethod
-    def between(cls, expected: Logits, found: Logits) -> Deviation:
+    def between(cls, expected: Logits, actual: Logits) -> Deviation:
         """Of two ``[T, V]`` sets of logits."""
-        rows = row_metrics(expected, found)
+        rows = row_metrics(expected, actual)
         return cls(float(rows.max_abs_diff.max()), float(rows.kld.mean()))
 
 

@@ -66,28 +66,28 @@ def passages_of(
 
     A text that is longer becomes several passages, each beginning with the tokenizer's own first tokens (bos).
     """
-    found: list[Passage] = []
+    passages: list[Passage] = []
     left = tokens
     for label, ids in _pieces(prompts, tokenizer, passage_tokens):
         # A single token has no next one to predict; it is only worth having if there is nothing else.
-        if left < 2 and found:
+        if left < 2 and passages:
             break
-        found.append(Passage(label, ids[:left]))
-        left -= len(found[-1].ids)
-    if not found:
+        passages.append(Passage(label, ids[:left]))
+        left -= len(passages[-1].ids)
+    if not passages:
         raise InputError("the prompts hold no tokens: nothing to compare")
-    return found
+    return passages
 
 
 def random_passages(vocab_size: int, *, tokens: int, passage_tokens: int) -> list[Passage]:
     """Seeded random token ids, for a model that has no tokenizer: passages of 1 to 128 tokens."""
     random = np.random.default_rng(0)
-    found: list[Passage] = []
+    passages: list[Passage] = []
     for number, length in enumerate(_RANDOM_LENGTHS, 1):
-        length = min(length, passage_tokens, tokens - sum(len(passage.ids) for passage in found))
+        length = min(length, passage_tokens, tokens - sum(len(passage.ids) for passage in passages))
         if length > 0:
-            found.append(Passage(f"random ids {number}", random.integers(0, vocab_size, length).tolist()))
-    return found
+            passages.append(Passage(f"random ids {number}", random.integers(0, vocab_size, length).tolist()))
+    return passages
 
 
 def _pieces(

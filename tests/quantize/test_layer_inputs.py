@@ -195,7 +195,7 @@ def test_experts_that_the_text_rarely_chooses_fall_back_to_the_search_and_are_re
     assert {entry["expert"] for entry in report["fallbacks"]} == rare
     assert all("calibration tokens" in entry["reason"] for entry in report["fallbacks"])
     for errors in report["tensors"].values():
-        assert errors["made"] < errors["round_to_nearest"] < 0.1
+        assert errors["quantized"] < errors["round_to_nearest"] < 0.1
 
 
 def test_methods_without_calibration(moe: Checkpoint) -> None:

@@ -31,7 +31,7 @@ def ranges_of_whole_graphs(
         state = part.new_state()
         pieces = [part.feed(x[at : at + step], state, prefill=chunks) for at in range(0, len(x), step)]
         x = np.concatenate([piece["hidden_states_next"] for piece in pieces])
-    return seen.seen
+    return seen.by_tensor
 
 
 def differences(
