@@ -27,6 +27,7 @@ PARAMETERS = frozenset(
         *("chunk", "weight_budget", "memory_budget", "share_experts", "headroom", "soc", "cpu_artifact"),
         *("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "system", "tools"),
         *("reference", "prompts", "tasks", "greedy_tokens", "most_tasks"),
+        *("prompt_tokens", "new_tokens", "repeat"),
     }
 )
 """What a message may name in backticks, with a value or without: `precision="q4"`, `tokenizer=False`."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..artifact.manifest import MANIFEST_NAME, listed_files
 from ..errors import ArtifactError, OutputError
 from ..reporting.byte_size import byte_size
-from .journal import JOURNAL, NEW_JOURNAL, has_journal
+from .journal import JOURNAL, NEW_JOURNAL, has_journal, is_real_folder
 
 
 def output_folder(path: Path | str) -> Path:
@@ -26,6 +26,19 @@ def output_folder(path: Path | str) -> Path:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OutputError(f"{path}: {reason}; choose another output folder") from None
+
+
+def unfinished_folder(target: Path) -> Path:
+    """Where an export to ``target`` works."""
+    return target.parent / f".{target.name}.partial"
+
+
+def require_unfinished(folder: Path) -> None:
+    """OutputError unless ``folder`` is what an export that did not end has left, or has just begun."""
+    begun = is_real_folder(folder) and set(os.listdir(folder)) <= {NEW_JOURNAL}
+    if not begun and not has_journal(folder):
+        kind = "a link" if folder.is_symlink() else "not the work of an export (it has no journal)"
+        raise OutputError(f"{folder} is {kind}; move it away or choose another output folder")
 
 
 def check_target(target: Path, *, replace: bool, source: Path | None = None) -> None:
@@ -47,6 +60,10 @@ def _check_target(target: Path, replace: bool, source: Path | None) -> None:
         raise OutputError(f"{parent} is not a folder; choose another output folder")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError(f"{parent} is not writable; choose another output folder")
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        target.with_name(f".{target.name}.replaced-99").lstat()  # OSError where such a companion's name is too long
+    if os.path.lexists(unfinished := unfinished_folder(target)):
+        require_unfinished(unfinished)
     if not target.exists():
         return
     if os.path.ismount(target):

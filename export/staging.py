@@ -12,7 +12,6 @@ from ..artifact.manifest import MANIFEST_NAME
 from ..errors import OutputError
 from .journal import (
     JOURNAL,
-    NEW_JOURNAL,
     append_to_journal,
     has_journal,
     is_real_file,
@@ -21,7 +20,7 @@ from .journal import (
     remove_folder,
     start_journal,
 )
-from .output_folder import check_target
+from .output_folder import check_target, require_unfinished, unfinished_folder
 from .output_lock import exclusive
 
 
@@ -38,7 +37,7 @@ class Staging:
 
     def __init__(self, target: Path, fingerprint: str, *, replace: bool) -> None:
         self.target = target
-        self.folder = target.parent / f".{target.name}.partial"
+        self.folder = unfinished_folder(target)
         self._fingerprint = fingerprint
         self._replace = replace
         self._finished: dict[str, dict[str, Any]] = {}
@@ -149,10 +148,7 @@ class Staging:
         try:
             self.folder.mkdir()
         except FileExistsError:
-            begun = is_real_folder(self.folder) and set(os.listdir(self.folder)) <= {NEW_JOURNAL}
-            if not begun and not has_journal(self.folder):
-                kind = "a link" if self.folder.is_symlink() else "not the work of an export (it has no journal)"
-                raise OutputError(f"{self.folder} is {kind}; move it away or choose another output folder") from None
+            require_unfinished(self.folder)
 
     def _resume(self) -> None:
         records = read_journal(self.folder) if has_journal(self.folder) else []

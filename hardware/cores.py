@@ -34,7 +34,7 @@ def check_threads(threads: int | None) -> None:
     """InputError unless ``threads`` is None or from 1 to ``MOST_THREADS``."""
     if threads is not None and not 1 <= threads <= MOST_THREADS:
         raise InputError(
-            f"threads: expected 1 to {MOST_THREADS}, found {threads}; more than there are processors only take turns"
+            f"`threads`: expected 1 to {MOST_THREADS}, found {threads}; more than there are processors only take turns"
         )
 
 

@@ -44,9 +44,9 @@ class BenchOptions:
         check_threads(self.threads)
         for name in ("prompt_tokens", "new_tokens"):
             if getattr(self, name) < 1:
-                raise InputError(f"{name}: expected 1 or more, found {getattr(self, name)}")
+                raise InputError(f"`{name}`: expected 1 or more, found {getattr(self, name)}")
         if not 1 <= self.repeat <= MOST_REPETITIONS:
-            raise InputError(f"repeat: expected 1 to {MOST_REPETITIONS}, found {self.repeat}")
+            raise InputError(f"`repeat`: expected 1 to {MOST_REPETITIONS}, found {self.repeat}")
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def test_threads_have_a_bound_in_every_command(threads: str, artifact: Path, tin
         ("export", checkpoint, "-o", output, "--target", "qnn"),
     ):
         line = refusal(*command, "--threads", threads)
-        assert line.startswith(f"Error: threads: expected 1 to {MOST_THREADS}, found {threads}"), line
+        assert line.startswith(f"Error: --threads: expected 1 to {MOST_THREADS}, found {threads}"), line
     assert not Path(output).exists()
 
 

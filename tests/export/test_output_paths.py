@@ -16,7 +16,7 @@ from lfm_onnx.cli.main import main
 from lfm_onnx.errors import OutputError
 from lfm_onnx.export import ExportOptions, export_checkpoint
 from lfm_onnx.export.journal import JOURNAL, start_journal
-from lfm_onnx.export.output_folder import output_folder
+from lfm_onnx.export.output_folder import check_target, output_folder
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="uses symbolic links")
 
@@ -71,6 +71,20 @@ def test_a_stranger_with_the_name_of_the_unfinished_folder_is_refused_by_name(
     assert str(place) in result.stderr and len(result.stderr.splitlines()) == 1
     assert (contents(precious), place.lstat().st_ino) == before
     assert os.listdir(place.parent) == [".out.partial"]
+
+
+def test_a_stranger_there_is_found_before_the_work(precious: Path, tiny_lfm: Path, tmp_path: Path) -> None:
+    (tmp_path / ".out.partial").symlink_to(precious)
+    with pytest.raises(OutputError, match=r"\.out\.partial is a link"):
+        check_target(tmp_path / "out", replace=False)
+
+
+@pytest.mark.parametrize("length", [246, 250, 300])
+def test_a_name_too_long_for_its_companions_is_one_line(length: int, tiny_lfm: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["export", str(tiny_lfm), "-o", str(tmp_path / ("o" * length))])
+    assert result.exit_code == 2
+    assert "too long" in result.stderr and len(result.stderr.splitlines()) == 1
+    assert os.listdir(tmp_path) == []
 
 
 def test_links_inside_the_unfinished_folder_are_not_written_through(

@@ -71,7 +71,7 @@ def a_loop(path: Path) -> None:
 def test_what_is_no_place_for_a_report_is_refused_before_the_work(put: Callable[[Path], None], tmp_path: Path) -> None:
     report = tmp_path / "r.md"
     put(report)
-    with pytest.raises(OutputError, match=r"--report .*r\.md"):
+    with pytest.raises(OutputError, match=r"`report`: .*r\.md"):
         require_report_file(report)
     assert os.listdir(tmp_path) == ["r.md"]
 

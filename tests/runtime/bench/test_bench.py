@@ -125,10 +125,10 @@ def test_warm_up_is_not_counted_and_every_run_gets_other_tokens() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (BenchOptions(prompt_tokens=0), "prompt_tokens: expected 1 or more, found 0"),
-        (BenchOptions(threads=-1), r"threads: expected 1 to [0-9]+, found -1"),
-        (BenchOptions(threads=5000), r"threads: expected 1 to [0-9]+, found 5000"),
-        (BenchOptions(repeat=2**63), "repeat: expected 1 to 1000, found 9223372036854775808"),
+        (BenchOptions(prompt_tokens=0), "`prompt_tokens`: expected 1 or more, found 0"),
+        (BenchOptions(threads=-1), r"`threads`: expected 1 to [0-9]+, found -1"),
+        (BenchOptions(threads=5000), r"`threads`: expected 1 to [0-9]+, found 5000"),
+        (BenchOptions(repeat=2**63), "`repeat`: expected 1 to 1000, found 9223372036854775808"),
         (BenchOptions(prompt_tokens=10**9), "do not fit into the context"),
     ],
 )
@@ -172,7 +172,7 @@ def test_read_bandwidth_is_that_of_reading_the_whole_buffer() -> None:
 
 
 def test_bandwidth_with_no_thread_is_refused() -> None:
-    with pytest.raises(InputError, match=r"threads: expected 1 to [0-9]+, found 0"):
+    with pytest.raises(InputError, match=r"`threads`: expected 1 to [0-9]+, found 0"):
         MemoryBandwidth(0)
 
 
