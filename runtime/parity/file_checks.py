@@ -68,7 +68,7 @@ def _genai(
         decoder = model["decoder"]
         ends = model["eos_token_id"]
         found = {
-            "eos_token_id": sorted(ends if isinstance(ends, list) else [ends]),
+            "eos_token_id": sorted(set(ends if isinstance(ends, list) else [ends])),
             **{key: model.get(key) for key in ("bos_token_id", "pad_token_id", "vocab_size", "context_length")},
             **{key: decoder.get(key) for key in ("head_size", *_GENAI_DIMENSIONS)},
             **{key: search.get(key) for key in _GENAI_SAMPLING},
