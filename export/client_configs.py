@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from ..artifact.precision import Precision
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.config import LfmConfig
+from ..checkpoint.generation_config import GENERATION_CONFIG_NAME, end_token_ids, read_generation_config
 from ..checkpoint.named_templates import DEFAULT, TEMPLATE_FOLDER, read_templates, template_path
 from ..checkpoint.tokenizer import MAX_TOKENIZER_BYTES
 from ..errors import TokenizerError
@@ -90,7 +91,7 @@ def write_client_files(
                 **_cache_dtype(precision),
             },
         },
-        "generation_config.json": generation,
+        GENERATION_CONFIG_NAME: generation,
         "genai_config.json": genai_config(checkpoint.config, precision, ops_profile, context_length, generation),
     }
     templates = folder_templates(checkpoint.folder)
@@ -128,7 +129,7 @@ def genai_config(
     config: LfmConfig, precision: Precision, ops_profile: OpsProfile, context_length: int, generation: dict[str, Any]
 ) -> dict[str, Any]:
     """onnxruntime-genai's configuration; it refuses keys that it does not know."""
-    eos = _end_token_ids(config, generation)
+    eos = list(end_token_ids(generation, config))
     # A null, which other clients take for "not set", is refused by genai.
     search = {name: generation[name] for name in _SEARCH_DEFAULTS if generation.get(name) is not None}
     search["max_length"] = min(context_length, GENAI_MAX_LENGTH)
@@ -171,24 +172,14 @@ def genai_config(
 
 
 def _generation_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    path = checkpoint.folder / "generation_config.json"
-    if path.is_file():
-        return _read_object(path)
+    if (checkpoint.folder / GENERATION_CONFIG_NAME).is_file():
+        return read_generation_config(checkpoint.folder, TokenizerError)
     config = checkpoint.config
     return {
         "bos_token_id": config.bos_token_id,
         "eos_token_id": list(config.eos_token_ids),
         "pad_token_id": config.pad_token_id,
     }
-
-
-def _end_token_ids(config: LfmConfig, generation: dict[str, Any]) -> list[int]:
-    """The ids that end a generation: as in transformers, generation_config.json goes before config.json."""
-    ids = generation.get("eos_token_id")
-    ids = ids if isinstance(ids, list) else [ids]
-    if ids and all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
-        return ids
-    return list(config.eos_token_ids)
 
 
 def folder_templates(folder: Path) -> dict[str, str]:

@@ -10,10 +10,10 @@ import numpy as np
 
 from ..artifact.artifact import Artifact, Verification
 from ..checkpoint.config import LfmConfig
+from ..checkpoint.generation_config import end_token_ids, read_generation_config
 from ..checkpoint.tokenizer import ChatTokenizer, Message
-from ..errors import InputError
+from ..errors import ArtifactError, InputError
 from .generation import PREFILL_CHUNK, Generation, GenerationResult, Token, TokenContext
-from .generation_config import end_token_ids, read_generation_config
 from .load import open_session
 from .sampling import SamplingOptions
 from .session_protocol import SequenceState, Session
@@ -51,7 +51,7 @@ class LfmModel:
         self.generation_config = generation_config
         self.context_length = context_length
         self.sampling_defaults = SamplingOptions.from_generation_config(generation_config)
-        self.end_ids = end_token_ids(generation_config, artifact.config)
+        self.end_ids = frozenset(end_token_ids(generation_config, artifact.config))
         self._tokenizer: ChatTokenizer | None = None
 
     @classmethod
@@ -91,7 +91,10 @@ class LfmModel:
             npu=npu,
         )
         return cls(
-            opened.artifact, opened.session, read_generation_config(opened.artifact.folder), opened.context_length
+            opened.artifact,
+            opened.session,
+            read_generation_config(opened.artifact.folder, ArtifactError),
+            opened.context_length,
         )
 
     @property

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...checkpoint.config import LfmConfig
+from ...checkpoint.generation_config import end_token_ids, read_generation_config
 from ...checkpoint.tokenizer import ChatTokenizer
-from ..generation_config import end_token_ids, read_generation_config
+from ...errors import ArtifactError
 
 
 @dataclass(frozen=True)
@@ -22,4 +23,4 @@ class ChatFiles:
         """Those of ``folder``. Raises TokenizerError, also for no tokenizer where one is required, or ArtifactError."""
         has_tokenizer = required or (folder / "tokenizer.json").is_file()
         tokenizer = ChatTokenizer.load(folder) if has_tokenizer else None
-        return cls(tokenizer, end_token_ids(read_generation_config(folder), config))
+        return cls(tokenizer, frozenset(end_token_ids(read_generation_config(folder, ArtifactError), config)))

@@ -14,9 +14,9 @@ from ...artifact.artifact import Artifact
 from ...artifact.files import file_digest
 from ...artifact.manifest import MANIFEST_NAME
 from ...checkpoint.checkpoint import Checkpoint
+from ...checkpoint.generation_config import GENERATION_CONFIG_NAME, end_token_ids, read_generation_config
 from ...errors import ArtifactError
 from ...strict_json import parse_json, shown
-from ..generation_config import GENERATION_CONFIG_NAME, end_token_ids, read_generation_config
 from .report.contents import Check
 
 GENAI_CONFIG_NAME = "genai_config.json"
@@ -27,17 +27,20 @@ _GENAI_SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "repetition_pen
 
 
 def file_checks(artifact: Artifact, checkpoint: Checkpoint) -> list[Check]:
-    """All of them. ArtifactError for a generation config of the artifact or the checkpoint that cannot be read."""
+    """Whether the files beside the graph are the checkpoint's.
+
+    ArtifactError for a generation config of the artifact or the checkpoint that cannot be read.
+    """
     listed = {file.path for file in artifact.files}
-    found = [manifest_check(artifact), difference_check("config.json", _config(artifact, checkpoint))]
-    own, theirs = read_generation_config(artifact.folder), read_generation_config(checkpoint.folder)
+    checks = [manifest_check(artifact), difference_check("config.json", _config(artifact, checkpoint))]
+    own, theirs = (read_generation_config(item.folder, ArtifactError) for item in (artifact, checkpoint))
     ends = end_token_ids(theirs, checkpoint.config)
     differences = _values({"eos_token_id": sorted(end_token_ids(own, artifact.config))}, {"eos_token_id": sorted(ends)})
     differences += _values({key: own.get(key) for key in _SAMPLING}, {key: theirs.get(key) for key in _SAMPLING})
-    found.append(difference_check(GENERATION_CONFIG_NAME, differences))
+    checks.append(difference_check(GENERATION_CONFIG_NAME, differences))
     if GENAI_CONFIG_NAME in listed:
-        found.append(difference_check(GENAI_CONFIG_NAME, _genai(artifact, checkpoint, theirs, sorted(ends))))
-    return found
+        checks.append(difference_check(GENAI_CONFIG_NAME, _genai(artifact, checkpoint, theirs, sorted(ends))))
+    return checks
 
 
 def manifest_check(artifact: Artifact) -> Check:
