@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import stat
 from collections.abc import Mapping, Sequence
@@ -14,18 +15,27 @@ _REQUIRED: Any = object()
 
 
 def parse_json(data: bytes) -> Any:
-    """Parse UTF-8 JSON; ValueError (one line, the reason only) for anything that the standard does not define.
+    """Parse JSON in UTF-8; ValueError (one line, the reason only) for anything that the standard does not define.
+
+    A byte order mark, which PowerShell and other editors of Windows write, is taken, and with one UTF-16 too.
 
     A number beyond float64, such as 1e400, parses to infinity: who reads a number checks its range.
     """
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+        return json.loads(decode_text(data), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
     except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 at byte {error.start}") from None
+        raise ValueError(f"not {error.encoding.upper()} at byte {error.start}") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def decode_text(data: bytes) -> str:
+    """Text in UTF-8, with or without a byte order mark, or in UTF-16 with one. UnicodeDecodeError for any other."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16")
+    return data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
 
 
 def read_untrusted(path: Path, error: type[Exception], most_bytes: int = _MOST_BYTES) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from .options import (
     threads_option,
     variant_option,
 )
+from .output import console, print_json
 
 if TYPE_CHECKING:
     from ..runtime.bench.bench import BenchResult
@@ -45,13 +45,12 @@ def bench(artifact: Path, as_json: bool, **options: Any) -> None:
         npu["cpu_artifact"] = str(npu["cpu_artifact"])
     result = measure(artifact, BenchOptions(**options, npu=npu or None))
     if as_json:
-        click.echo(json.dumps(result.to_dict()))
+        print_json(result.to_dict())
     else:
         _print_result(result, options["prompt_tokens"], options["new_tokens"])
 
 
 def _print_result(result: BenchResult, prompt_tokens: int, new_tokens: int) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     title = f"{result.variant}, {result.threads} threads, {prompt_tokens} prompt tokens, {new_tokens} new"
@@ -72,7 +71,7 @@ def _print_result(result: BenchResult, prompt_tokens: int, new_tokens: int) -> N
     ):
         cells = [values.get(key + suffix) for suffix in ("", "_p5", "_p95")]
         table.add_row(label, *("" if cell is None else _number(cell * scale) + unit for cell in cells))
-    Console(highlight=False).print(table)
+    console().print(table)
 
 
 def _number(value: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from .options import (
     target_option,
     variant_option,
 )
+from .output import print_json
 from .progress import say
 
 _MISSED = 1
@@ -42,7 +42,7 @@ def check(context: click.Context, artifact: Path, target: str, as_json: bool, **
 
     report = run_check(artifact, target, progress=say, **options)
     if as_json:
-        click.echo(json.dumps(report.to_dict(), ensure_ascii=False))
+        print_json(report.to_dict())
     else:
         from .check_console import print_check
 

@@ -6,13 +6,14 @@ from rich.console import Console
 from rich.table import Table
 
 from ..mobile_bridge.check.result import CheckReport
+from .output import console as plain_console
 
 _MOST_REFUSED = 20
 
 
 def print_check(report: CheckReport, console: Console | None = None) -> None:
     """Requirements, graphs, refused nodes with reasons, notes, verdict."""
-    console = console or Console(highlight=False)
+    console = console or plain_console()
     for name, value in {"artifact": report.artifact, **report.environment}.items():
         console.print(f"{name + ':':<12} {value}", markup=False, soft_wrap=True)
     table = Table("graph", "nodes", "weights", "integer products", "")

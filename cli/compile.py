@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ import click
 from ..reporting.byte_size import byte_size
 from .finite_float import FiniteFloat
 from .options import artifact_argument, dry_run_option, json_option, memory_budget_option, socs_option
+from .output import console, print_json, print_line
 from .progress import say
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def compile_command(
 
     if list_socs:
         for item in CHIPS:
-            click.echo(f"{item.name:<10} {item.title:<28} v{item.htp_arch}  soc_model {item.soc_model}")
+            print_line(f"{item.name:<10} {item.title:<28} v{item.htp_arch}  soc_model {item.soc_model}")
         return
     chosen = chips(socs or DEFAULT_CHIP)
     target_builds = builds or ("device",)
@@ -66,7 +66,7 @@ def compile_command(
         plan = plan_compile(opened, NpuManifest.read(opened), chosen, target_builds)
         plan = [item for item in plan if not parts or item.part in parts]
         if as_json:
-            click.echo(json.dumps({"parts": [item.to_dict() for item in plan]}))
+            print_json({"parts": [item.to_dict() for item in plan]})
         else:
             _print_plan(plan)
         return
@@ -75,14 +75,13 @@ def compile_command(
     options = CompileOptions(chosen, target_builds, memory_budget, force, list(parts) or None)
     records = compile_export(artifact, options, say)
     if as_json:
-        click.echo(json.dumps({"parts": [describe(record) for record in records]}))
+        print_json({"parts": [describe(record) for record in records]})
         return
     seconds, size = sum(r.seconds for r in records), sum(sum(r.files.values()) for r in records)
-    click.echo(f"{len(records)} parts, {byte_size(size)} in {artifact / 'compiled'}, {seconds:.0f} s of compiling")
+    print_line(f"{len(records)} parts, {byte_size(size)} in {artifact / 'compiled'}, {seconds:.0f} s of compiling")
 
 
 def _print_plan(plan: Sequence[PartToCompile]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title="Parts, compiled one at a time", title_justify="left")
@@ -101,6 +100,6 @@ def _print_plan(plan: Sequence[PartToCompile]) -> None:
             f"{item.expected_seconds:.0f} s",
             "done" if item.done else "",
         )
-    Console(highlight=False).print(table)
+    console().print(table)
     left = [item for item in plan if not item.done]
-    click.echo(f"{len(left)} to compile, about {sum(item.expected_seconds for item in left) / 60:.0f} minutes")
+    print_line(f"{len(left)} to compile, about {sum(item.expected_seconds for item in left) / 60:.0f} minutes")

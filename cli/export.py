@@ -68,7 +68,7 @@ _NPU_ONLY = {
     "context_lengths",
     type=ContextLengths(),
     multiple=True,
-    metavar="N[,N…]",
+    metavar="N[,N...]",
     help="Tokens of context to support [default: the model's; qnn: 1024]. qnn: several are graphs of the same weights.",
 )
 @export_options

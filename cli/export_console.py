@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
-import click
-
 from ..export import Exported, ExportPlan
 from ..reporting.byte_size import byte_size
+from .output import print_json, print_line
+from .progress import say
 
 
 def print_exported(exported: Exported, *, as_json: bool) -> None:
@@ -19,13 +17,17 @@ def print_exported(exported: Exported, *, as_json: bool) -> None:
 
 
 def print_plan(plan: ExportPlan, output: Path, *, as_json: bool) -> None:
-    """What a dry run says, to stdout."""
+    """What a dry run says, to stdout; its notes to stderr, as those of an export."""
+    for note in plan.notes:
+        say(f"note: {note}")
     _print(plan, {"dry_run": True, "output": str(output), **plan.to_dict()}, "would write", as_json=as_json)
 
 
 def _print(plan: ExportPlan, result: dict[str, Any], verb: str, *, as_json: bool) -> None:
-    click.echo(json.dumps(result, indent=2) if as_json else _text(plan, result, verb))
-    sys.stdout.flush()
+    if as_json:
+        print_json(result, indent=2)
+    else:
+        print_line(_text(plan, result, verb))
 
 
 def _text(plan: ExportPlan, result: dict[str, Any], verb: str) -> str:

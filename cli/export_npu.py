@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import Any
-
-import click
 
 from ..checkpoint.checkpoint import Checkpoint
 from ..export.npu_request import NpuPlan, NpuRequest, plan_npu, run_npu_export
 from ..hardware.chips import DEFAULT_CHIP, Chip
 from ..reporting.byte_size import byte_size
 from .npu_plan_console import npu_plan_line, npu_plan_table
+from .output import print_json, print_line
 from .progress import say, step_progress
 
 
@@ -23,7 +21,10 @@ def export_for_npu(
     """Export, compile for the chips ``target_chips``, and print what came of it, or would."""
     plan = plan_npu(source, request)
     result = _dry_run(plan, target_chips) if dry_run else _export_npu(plan, target_chips)
-    click.echo(json.dumps(result, indent=2) if as_json else _text(plan, result))
+    if as_json:
+        print_json(result, indent=2)
+    else:
+        print_line(_text(plan, result))
 
 
 def _dry_run(plan: NpuPlan, target_chips: list[Chip]) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def _export_npu(plan: NpuPlan, target_chips: list[Chip]) -> dict[str, Any]:
     from ..mobile_bridge.qnn.compile import CompileOptions, compile_export
 
     again = _compile_command(plan.output, target_chips)
-    click.echo(f"wrote {plan.output}; compiling, which `{again}` goes on with if it is interrupted", err=True)
+    say(f"wrote {plan.output}; compiling, which `{again}` goes on with if it is interrupted")
     records = compile_export(plan.output, CompileOptions(target_chips), say)
     return {**exported, "compiled": [describe(record) for record in records]}
 
@@ -55,10 +56,9 @@ def _require_compiler(plan: NpuPlan) -> None:
     device()
     available = available_memory_bytes()
     if available is not None and plan.compile_memory > available:
-        click.echo(
+        say(
             f"note: compiling will take about {byte_size(plan.compile_memory)} of memory, {byte_size(available)} "
-            "are free; --memory-budget makes smaller parts",
-            err=True,
+            "are free; --memory-budget makes smaller parts"
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import click
 from ..errors import InputError
 from .generation_options import generation_options, npu_settings, read_tools
 from .options import artifact_argument, json_option
+from .output import print_json
 
 
 @click.command()
@@ -56,11 +56,11 @@ def generate(
     result = generation.result.to_dict()
     if hide_thinking:
         del result["reasoning"], result["text"]
-    click.echo(json.dumps(result, ensure_ascii=False))
+    print_json(result)
 
 
 def _stdin_text() -> str:
     try:
-        return sys.stdin.read()
+        return sys.stdin.read().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise InputError(f"standard input is not text: {error}") from error

@@ -38,7 +38,7 @@ def generation_options(command: Command) -> Command:
             ),
             variant_option,
             native_option,
-            click.option("--hide-thinking", is_flag=True, help="Leave out <think>…</think>."),
+            click.option("--hide-thinking", is_flag=True, help="Leave out the reasoning, <think> to </think>."),
         ]
     ):
         command = option(command)

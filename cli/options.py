@@ -57,7 +57,7 @@ memory_budget_option = click.option(
 )
 soc_option = click.option("--soc", metavar="NAME", help="qnn: the chip, such as sm8750.")
 socs_option = click.option(
-    "--soc", "socs", metavar="NAME[,NAME…]", help="qnn: the chips to compile for, such as sm8750,sm8650."
+    "--soc", "socs", metavar="NAME[,NAME...]", help="qnn: the chips to compile for, such as sm8750,sm8650."
 )
 npu_backend_option = click.option(
     "--npu-backend",

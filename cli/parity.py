@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +22,7 @@ from .options import (
     threads_option,
     variant_option,
 )
+from .output import console, print_json
 from .progress import say
 
 _MISSED = 1
@@ -85,8 +85,6 @@ def parity(
 
     Exit code 0: parity holds; 1: a limit is missed; 2: it could not be compared.
     """
-    from rich.console import Console
-
     from ..reporting.file import require_report_file
     from ..runtime.parity.artifact import compare_artifact
     from ..runtime.parity.options import ParityOptions
@@ -98,9 +96,9 @@ def parity(
     settings = ParityOptions(**options, npu_backend=npu_backend or "qnn")
     result = compare_artifact(artifact, checkpoint, settings, variant=variant, target=target, progress=say)
     if as_json:
-        click.echo(json.dumps(result.to_dict(), ensure_ascii=False))
+        print_json(result.to_dict())
     else:
-        print_report(result, Console())
+        print_report(result, console())
     if report is not None:  # after the verdict, which a full disk must not cost
         write_report(result, report)
         say(f"wrote {report}")

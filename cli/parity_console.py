@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table as RichTable
 
 from ..reporting.table import Table
@@ -19,7 +18,7 @@ def print_report(report: ParityReport, console: Console) -> None:
         if table.title not in _NOT_ON_CONSOLE:
             console.print(_rich_table(table))
     colour = "green" if report.passed else "red"
-    console.print(f"[bold {colour}]{escape(report.verdict)}[/]")
+    console.print(report.verdict, style=f"bold {colour}")
 
 
 def _rich_table(table: Table) -> RichTable:
@@ -27,5 +26,5 @@ def _rich_table(table: Table) -> RichTable:
     for column in table.columns:
         rich.add_column(column, overflow="fold")
     for row, passed in zip(table.rows, table.marks, strict=True):
-        rich.add_row(*map(escape, row), style="red" if passed is False else None)
+        rich.add_row(*row, style="red" if passed is False else None)
     return rich

@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
-import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from .flags import with_flags
+from .output import print_error, printable
 
 
 def say(line: str) -> None:
     """What is being done, to stderr: stdout is for results."""
-    click.echo(with_flags(line), err=True)
+    print_error(printable(with_flags(line)))
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from ..runtime.chat import Conversation
 from ..runtime.generation import Generation, GenerationResult
 from ..runtime.reasoning import ReasoningSplitter
 from .flags import with_flags
+from .output import console, one_line
 
 CHAT_HELP = "/reset forgets the conversation, /tool TEXT gives a tool's result, /exit or Ctrl-D leaves"
 # A model may write any character: escape sequences must not reach a terminal.
@@ -84,10 +85,12 @@ def chat_loop(conversation: Conversation, *, hide_thinking: bool = False) -> Non
     A turn that fails (too long for the context, say) is reported on stderr and taken back; the chat goes on.
     """
     interactive = sys.stdin.isatty()
+    if isinstance(sys.stdin, TextIOWrapper):  # bytes that are no text cost their line alone
+        sys.stdin.reconfigure(errors="surrogateescape")
     writer = AnswerWriter(hide_thinking=hide_thinking)
-    errors = Console(stderr=True, highlight=False)
+    errors = console(stderr=True)
     if interactive:
-        errors.print(CHAT_HELP, style="dim", markup=False)
+        errors.print(CHAT_HELP, style="dim")
     while (line := _read_line("> " if interactive else "")) is not None:
         command, _, rest = line.strip().partition(" ")
         if command in ("/exit", "/quit"):
@@ -101,10 +104,10 @@ def chat_loop(conversation: Conversation, *, hide_thinking: bool = False) -> Non
             content, role = (rest, "tool") if command == "/tool" else (line, "user")
             result = writer.write(conversation.send(content, role=role))
         except LfmOnnxError as error:
-            errors.print(f"error: {with_flags(str(error))}", style="red", markup=False)
+            errors.print(f"error: {one_line(with_flags(str(error)))}", style="red")
             continue
         if interactive:
-            errors.print(speed_line(result), style="dim", markup=False)
+            errors.print(speed_line(result), style="dim")
 
 
 def _read_line(prompt: str) -> str | None:

@@ -86,6 +86,8 @@ def export_checkpoint(
     output = Path(output)
     plan = plan or resolve_export(checkpoint, options or ExportOptions(), output=output, progress=progress)
     manifest = _write(plan, output_folder(output), lambda count: on_bytes(count, plan.data_bytes))
+    for note in plan.notes:
+        progress(f"note: {note}")
     return Exported(plan, output, manifest, time.perf_counter() - started)
 
 

@@ -115,13 +115,6 @@ def resolve_export(
         checkpoint = Checkpoint.open(checkpoint, progress=progress)
     if output is not None:
         check_target(output_folder(output), replace=options.replace, source=checkpoint.folder)
-    plan = _settle(checkpoint, options, progress)
-    for note in plan.notes:
-        progress(f"note: {note}")
-    return plan
-
-
-def _settle(checkpoint: Checkpoint, options: ExportOptions, progress: Progress) -> ExportPlan:
     check_threads(options.threads)
     weights = model_weights(checkpoint.config, blocks=True)
     recipe = _recipe(options, weights)

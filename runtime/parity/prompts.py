@@ -44,7 +44,7 @@ def read_prompts(path: Path, tokens: int) -> list[Prompt]:
     else:
         try:
             require_regular_file(path, InputError)
-            with path.open(encoding="utf-8") as file:
+            with path.open(encoding="utf-8-sig") as file:
                 text = file.read(min(tokens * _CHARACTERS_PER_TOKEN, _MOST_CHARACTERS))
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error

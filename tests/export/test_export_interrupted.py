@@ -105,7 +105,9 @@ class Running:
     def finish(self) -> tuple[int, str]:
         """Exit code (the signal's number, negative, where one ended it) and what it wrote to stderr."""
         if self._code is None:
-            self._code = int(self._answer())
+            while (answer := self._answer()) == b"held\n":  # where nobody waited for it
+                pass
+            self._code = int(answer)
         return self._code, self._errors.read_text(encoding="utf-8")
 
     def kill(self) -> tuple[int, str]:

@@ -21,8 +21,8 @@ from lfm_onnx.artifact.graph_weights import GraphWeight, TensorKind
 from lfm_onnx.artifact.precision import FP16, FP32, Q4, Q4F16, Q8
 from lfm_onnx.checkpoint.checkpoint import Checkpoint
 from lfm_onnx.cli.main import main
-from lfm_onnx.errors import ArtifactError, PromiseError
-from lfm_onnx.export import OpsProfile, weights
+from lfm_onnx.errors import ArtifactError, InputError, PromiseError
+from lfm_onnx.export import ExportOptions, OpsProfile, resolve_export, weights
 from lfm_onnx.export.artifact_source import ArtifactSource
 from lfm_onnx.export.weights import BlockWeight
 from lfm_onnx.quantize.budget import Upgrade, fewest_steps, spend, upgrades
@@ -118,6 +118,36 @@ def test_a_quantized_artifact_cannot_be_quantized_again(exported_artifact: Artif
     result = run("quantize", exported_artifact(SAMPLE, precision=Q4), "-o", tmp_path / "out", "--precision", "q8")
     assert result.exit_code == 2 and "quantized already" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_what_to_quantize_to_must_be_said(fp32_artifact: Path, tmp_path: Path) -> None:
+    """Without it the command would write another copy of the floats."""
+    for options in ((), ("--report", tmp_path / "report.md"), ("--dry-run",)):
+        result = run("quantize", fp32_artifact, "-o", tmp_path / "out", *options)
+        assert result.exit_code == 2 and "--precision q4" in result.stderr and "--budget" in result.stderr
+    floats = ("--precision", "fp16", "--report", tmp_path / "report.md")
+    result = run("quantize", fp32_artifact, "-o", tmp_path / "out", *floats)
+    assert result.exit_code == 2 and "--report is on quantized weights" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_promises_and_recipes_work_from_python(tiny_lfm: Path, tmp_path: Path) -> None:
+    options = ExportOptions(budget=1_400_000, method="rtn", calibration_tokens=64)
+    plan = resolve_export(tiny_lfm, options)
+    assert plan.weight_bytes <= 1_400_000 and plan.precision == Q4 and plan.chosen is not None
+    assert plan.quantization is not None
+    again = resolve_export(str(tiny_lfm), ExportOptions(recipe=plan.quantization.recipe))
+    assert again.weight_bytes == plan.weight_bytes
+    for wrong, parameter in (
+        (ExportOptions(precision="q5"), "`precision`"),
+        (ExportOptions(precision="q4", method="magic"), "`method`"),
+        (ExportOptions(ops_profile="best"), "`ops_profile`"),
+        (ExportOptions(precision="fp32", budget=10), "`budget`"),
+        (ExportOptions(max_kld=0.0), "`max_kld`"),
+        (ExportOptions(budget=10**7, block_size=32), "`block_size`"),
+    ):
+        with pytest.raises(InputError, match=parameter):
+            resolve_export(tiny_lfm, wrong)
 
 
 def test_a_graph_whose_weights_lie_elsewhere_is_refused(fp32_artifact: Path, tmp_path: Path) -> None:
