@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import platform
 from importlib import metadata
 from typing import Any
@@ -15,6 +15,7 @@ from ..hardware.memory import available_memory_bytes, total_memory_bytes
 from ..reporting.byte_size import byte_size
 from ..runtime.native_library import native_status
 from .options import json_option
+from .output import print_json, print_line
 
 _PACKAGES = ("onnxruntime", "onnx", "numpy", "onnxruntime-genai", "onnxruntime-qnn", "transformers", "torch")
 
@@ -40,6 +41,7 @@ def diagnose() -> dict[str, Any]:
         "memory_bytes": total_memory_bytes(),
         "available_memory_bytes": available_memory_bytes(),
         "providers": _providers(),
+        "telemetry": _telemetry(),
     }
 
 
@@ -49,7 +51,7 @@ def doctor(as_json: bool) -> None:
     """Say which versions, kernels, threads, memory and execution providers this machine has for lfm-onnx."""
     diagnosis = diagnose()
     if as_json:
-        click.echo(json.dumps(diagnosis, indent=2))
+        print_json(diagnosis, indent=2)
         return
     native = diagnosis["native"]
     if native["isa"]:
@@ -69,10 +71,18 @@ def doctor(as_json: bool) -> None:
         ("threads", str(diagnosis["threads"])),
         ("memory", _memory_text(diagnosis["memory_bytes"], diagnosis["available_memory_bytes"])),
         ("providers", ", ".join(diagnosis["providers"]) or "none"),
+        ("telemetry", diagnosis["telemetry"]),
     ]
     width = max(len(name) for name, _ in lines)
     for name, value in lines:
-        click.echo(f"{name:<{width}}  {value}")
+        print_line(f"{name:<{width}}  {value}")
+
+
+def _telemetry() -> str:
+    """Whether ONNX Runtime may report to its maker; this package turns it off unless the variable is set."""
+    value = os.environ.get("ORT_DISABLE_TELEMETRY", "")
+    state = "off" if value not in ("", "0") else "as ONNX Runtime has it"
+    return f"{state} (ORT_DISABLE_TELEMETRY={value})"
 
 
 def _outdated(native: dict[str, Any]) -> bool:

@@ -19,7 +19,7 @@ from .state import DecoderState, StateLayout
 _DTYPES: dict[str, np.dtype] = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
 _PAST_KEY_VALUE = re.compile(r"past_key_values\.(\d+)\.(key|value)")
 _PAST_CONV = re.compile(r"past_conv\.(\d+)")
-_LOG_ERRORS_ONLY = 3
+_LOG_FATAL_ONLY = 4  # what fails is said by the error that is raised
 
 
 class DecoderSession:
@@ -153,7 +153,7 @@ def _load(
     if unknown:
         raise InputError(f"no execution provider {unknown[0]} here: choose from {', '.join(available)}")
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = _LOG_ERRORS_ONLY
+    options.log_severity_level = _LOG_FATAL_ONLY
     # Shapes differ at every token: patterns remembered by shape would only pile up.
     options.enable_mem_pattern = False
     options.intra_op_num_threads = threads or 0

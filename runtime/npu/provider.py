@@ -19,7 +19,6 @@ from .windows_catalog import register_catalog
 PROVIDER = "QNNExecutionProvider"
 PACKAGE = "onnxruntime-qnn"
 _OLDEST_ONNXRUNTIME = (1, 24, 2)
-_LOG_ERRORS_ONLY = 3
 _LOG_FATAL_ONLY = 4
 
 COMPILE_OPTIONS = {
@@ -128,7 +127,7 @@ def open_cpu_session(model: Path | bytes, threads: int | None = None, weights_fo
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = _LOG_ERRORS_ONLY
+    options.log_severity_level = _LOG_FATAL_ONLY
     options.intra_op_num_threads = threads or 0
     # Fused integer kernels would round differently from the graph, which is what the NPU is compared with.
     options.add_session_config_entry("session.disable_quant_qdq", "1")

@@ -100,8 +100,8 @@ class OnnxModel:
         import onnxruntime as ort
 
         options = ort.SessionOptions()
-        # Warnings only say that logits have more rows than declared, which num_logits_to_keep asks for.
-        options.log_severity_level = 3
+        # What fails is said by the error; warnings say that logits have more rows than declared, which is asked for.
+        options.log_severity_level = 4
         if threads is not None:
             options.intra_op_num_threads = threads
         register_native_ops(options, [self.provider], native)
