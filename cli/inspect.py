@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from .options import artifact_argument, json_option, variant_option
+from .output import print_json
 
 
 @click.command()
@@ -18,10 +18,13 @@ from .options import artifact_argument, json_option, variant_option
 def inspect(artifact: Path, variant: str | None, verify: bool, as_json: bool) -> None:
     """Show what ARTIFACT holds and costs."""
     from ..runtime.inspection import inspect_artifact
-    from .inspection_tables import print_inspection
+    from ..runtime.npu.inspection import NpuInspection
+    from .inspection_tables import print_inspection, print_npu_inspection
 
     inspection = inspect_artifact(artifact, variant, verify="full" if verify else "quick")
     if as_json:
-        click.echo(json.dumps(inspection.to_dict(), ensure_ascii=False))
+        print_json(inspection.to_dict())
+    elif isinstance(inspection, NpuInspection):
+        print_npu_inspection(inspection)
     else:
         print_inspection(inspection)

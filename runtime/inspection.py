@@ -12,8 +12,10 @@ import onnx
 
 from ..artifact.artifact import Artifact, Verification
 from ..artifact.graph_weights import TensorKind, tensor_kind
+from ..artifact.npu_manifest import is_npu_artifact
 from ..checkpoint.config import LfmConfig
 from ..errors import ArtifactError
+from .npu.inspection import NpuInspection, inspect_npu
 
 CONTEXT_LENGTHS = (1024, 4096, 16384, 32768, 128000)
 _BITS = {
@@ -113,9 +115,16 @@ class Inspection:
         return asdict(self)
 
 
-def inspect_artifact(folder: str | Path, variant: str | None = None, *, verify: Verification = "quick") -> Inspection:
-    """Read an artifact's graph (not its weights) and add up. Raises ArtifactError."""
+def inspect_artifact(
+    folder: str | Path, variant: str | None = None, *, verify: Verification = "quick"
+) -> Inspection | NpuInspection:
+    """Read an artifact's graph (not its weights), or an NPU export's manifest, and add up. Raises ArtifactError."""
     artifact = Artifact.open(folder, variant, verify=verify)
+    return inspect_npu(artifact) if is_npu_artifact(artifact) else inspect_graph(artifact)
+
+
+def inspect_graph(artifact: Artifact) -> Inspection:
+    """The inspection of an export for the CPU. Raises ArtifactError."""
     try:
         model = onnx.load(artifact.model_path, load_external_data=False)
     except Exception as error:  # protobuf's errors have no common base
