@@ -15,6 +15,7 @@ from ..errors import CheckpointError
 from ..strict_json import shown
 from .config import CONFIG_NAME, TIE_FIELDS, LfmConfig, read_config_file
 from .files import open_weight_files, require_checkpoint_folder, require_own_file, unread_files
+from .finite import require_finite
 from .hub import download_checkpoint, looks_like_hub_id
 from .named_templates import TEMPLATE_FOLDER
 from .tensor_locations import FLOAT_DTYPES, TensorLocation, locate_tensors
@@ -107,10 +108,10 @@ class Checkpoint:
         """The tensor, or ``rows`` of its first axis (step 1), as a new float32 array.
 
         Reads the file in small pieces rather than through the mapping, so that memory holds the result and little
-        else.
+        else. CheckpointError for a value that is not a number.
         """
         location = self._location(name)
-        shape, start = location.shape, location.start
+        shape, start, begin = location.shape, location.start, 0
         if rows is not None:
             begin, end, step = rows.indices(shape[0])
             if step != 1:
@@ -119,7 +120,9 @@ class Checkpoint:
             shape = (max(end - begin, 0), *shape[1:])
         entry = location.file.tensors[location.stored_name]
         offset = entry.offset + start * FLOAT_DTYPES[entry.dtype].itemsize
-        return read_float32(location.file.path, entry.dtype, offset, shape)
+        values = read_float32(location.file.path, entry.dtype, offset, shape)
+        require_finite(values, name, location.file.path, begin)
+        return values
 
     def gather(self, name: str, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Rows ``indices`` of a table as a new float32 array, without converting the others or keeping them mapped."""

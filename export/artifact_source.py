@@ -20,6 +20,7 @@ from ..artifact.graph_weights import GraphWeight, Layout, current_name
 from ..checkpoint.checkpoint import Checkpoint, read_float32
 from ..checkpoint.config import CONFIG_NAME, read_config_file
 from ..checkpoint.expected_tensors import expected_tensors
+from ..checkpoint.finite import require_finite
 from ..errors import ArtifactError, CheckpointError
 from ..strict_json import shown
 from .decoder import model_weights
@@ -117,11 +118,12 @@ class ArtifactSource(Checkpoint):
         end = max(begin, end)
         if tensor.taps:
             taps = self._read(tensor.stored, 0, tensor.stored.shape[0])
-            return np.ascontiguousarray(taps.T[begin:end, None, :])
-        values = self._read(
-            tensor.stored, tensor.first + begin * tensor.step, (end - begin) * tensor.step, tensor.shape[1:]
-        )
-        return np.ascontiguousarray(values[:: tensor.step])
+            values = np.ascontiguousarray(taps.T[begin:end, None, :])
+        else:
+            first, count = tensor.first + begin * tensor.step, (end - begin) * tensor.step
+            values = np.ascontiguousarray(self._read(tensor.stored, first, count, tensor.shape[1:])[:: tensor.step])
+        require_finite(values, name, tensor.stored.path or self.artifact.model_path, begin)
+        return values
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256((self.folder / CONFIG_NAME).read_bytes())

@@ -322,7 +322,8 @@ def test_experts_that_blocks_do_not_divide_are_refused_before_anything_is_writte
 
 
 @pytest.mark.parametrize(
-    ("value", "message"), [(np.nan, "not a number"), (np.inf, "not a number"), (1e7, "beyond float16")]
+    ("value", "message"),
+    [(np.nan, "k_proj.* holds nan"), (np.inf, "k_proj.* holds inf"), (1e7, r"qkv_proj\.weight.*beyond float16")],
 )
 def test_weights_that_no_code_stands_for_are_named(
     value: float, message: str, variant_checkpoint: Variants, tmp_path: Path
@@ -332,6 +333,6 @@ def test_weights_that_no_code_stands_for_are_named(
     tensors = load_file(checkpoint / "model.safetensors")
     tensors["model.layers.1.self_attn.k_proj.weight"][3, 5] = value
     save_file(tensors, checkpoint / "model.safetensors")
-    with pytest.raises(CheckpointError, match=rf"layers\.1\.self_attn\.qkv_proj\.weight.*{message}"):
+    with pytest.raises(CheckpointError, match=rf"layers\.1\.self_attn\.{message}"):
         export_quietly(checkpoint, tmp_path / "out", OpsProfile.CUSTOM, Q4)
     assert not (tmp_path / "out").exists()
