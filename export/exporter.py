@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ..quantize.quantization import Quantization
 from .client_configs import write_client_files
 from .data_files import DataFile, write_data_file
 from .manifest import SourceHash, build_manifest, identity
+from .notes import range_notes
 from .options import ExportOptions
 from .output_folder import check_space, check_target, output_folder
 from .plan import ExportPlan, Progress, resolve_export
@@ -85,6 +86,11 @@ def export_checkpoint(
     started = time.perf_counter()
     output = Path(output)
     plan = plan or resolve_export(checkpoint, options or ExportOptions(), output=output, progress=progress)
+    sequences = (plan.quantization.sequences if plan.quantization is not None else None) or ()
+    found = range_notes(plan.checkpoint, plan.precision, sequences)
+    for note in found:
+        progress(f"note: {note}")
+    plan = replace(plan, notes=(*plan.notes, *found))
     manifest = _write(plan, output_folder(output), lambda count: on_bytes(count, plan.data_bytes))
     for note in plan.notes:
         progress(f"note: {note}")

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ..artifact.precision import Precision
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.named_templates import DEFAULT, TEMPLATE_FOLDER
+from ..quantize.activation_range import FLOAT16_LARGEST, activation_range
 from ..strict_json import shown
 from .client_configs import folder_templates, vocabulary
 
@@ -11,6 +18,24 @@ from .client_configs import folder_templates, vocabulary
 def checkpoint_notes(checkpoint: Checkpoint) -> tuple[str, ...]:
     """One line on each such thing, and none twice: an artifact knows those of its checkpoint."""
     return tuple(dict.fromkeys((*checkpoint.notes, *_template_notes(checkpoint), *_vocabulary_notes(checkpoint))))
+
+
+def range_notes(
+    checkpoint: Checkpoint, precision: Precision, sequences: Sequence[npt.NDArray[np.int64]]
+) -> tuple[str, ...]:
+    """Whether the activations of a short text, the first of ``sequences``, are beyond those of ``precision``.
+
+    Reads all weights once where the activations are float16.
+    """
+    if precision.activations != np.float16:
+        return ()
+    found = activation_range(checkpoint, sequences)
+    if found.fits_float16:
+        return ()
+    return (
+        f"activations reach {found.largest:.3g} ({found.where}), beyond float16's {FLOAT16_LARGEST:.0f}: "
+        f"{precision.name} will overflow to NaN; export with --precision q4, whose activations are float32",
+    )
 
 
 def _template_notes(checkpoint: Checkpoint) -> list[str]:

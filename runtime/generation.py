@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..checkpoint.tokenizer import ChatTokenizer, StreamingDetokenizer
+from ..errors import ArtifactError
 from .reasoning import THINK_START, beginning_at_end, split_reasoning
 from .sampling import Sampler, SamplingOptions
 from .session_protocol import SequenceState, Session
@@ -105,6 +106,10 @@ class TokenContext:
         self._in_run = False
         return logits[0, -1]
 
+    def discard(self) -> None:
+        """Let nothing go on from here: the state has been through values that are not numbers."""
+        self._in_run = True
+
     def keep_point(self) -> None:
         """Make this point one that ``reuse`` can return to."""
         self._snapshots = [*self._snapshots[1 - _MAX_SNAPSHOTS :], self.state.snapshot()]
@@ -181,7 +186,7 @@ class Generation:
         stream = _StoppableText(StreamingDetokenizer(self._tokenizer) if self._tokenizer else None, self._stop)
         reason = "length"
         while True:
-            token_id = self._sampler.choose(logits)
+            token_id = self._choose(logits)
             now = time.perf_counter()
             if not self._ids:
                 self._prefill_s, started = now - started, now
@@ -206,6 +211,13 @@ class Generation:
             self._text += rest
             yield Token(token_id, rest)
         self._finish(reason)
+
+    def _choose(self, logits: np.ndarray) -> int:
+        try:
+            return self._sampler.choose(logits)
+        except ArtifactError:
+            self._context.discard()
+            raise
 
     def _prefill(self) -> np.ndarray:
         self._context.state.check(len(self._prompt_ids))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import ArtifactError, InputError
 
 # What transformers falls back to when neither generation_config.json nor the caller says anything.
 TRANSFORMERS_TOP_K = 50
@@ -126,16 +126,23 @@ class Sampler:
         self._random = np.random.default_rng(options.seed)
 
     def choose(self, logits: np.ndarray) -> int:
-        """The next token id from logits [V] of any float dtype; it counts as seen from now on."""
+        """The next token id from logits [V] of any float dtype; it counts as seen from now on.
+
+        ArtifactError where the highest of them is not a number: no token is likelier than another.
+        """
         seen = np.fromiter(self._seen, dtype=np.int64) if self._seen is not None else np.empty(0, np.int64)
         scores = penalized(logits, seen, self.options.repetition_penalty)
+        token = int(np.argmax(scores))  # the first NaN, if there is one
+        if not np.isfinite(scores[token]):
+            raise ArtifactError(
+                f"the model's logits are not numbers (token {token} has {scores[token]}): its activations or weights "
+                "overflow; export the checkpoint with --precision q4 or fp32, whose activations are float32"
+            )
         if self.options.do_sample:
             ids, scores = candidates(scores, self.options)
             cumulative = np.cumsum(softmax(scores.astype(np.float64)))
             draw = self._random.random() * cumulative[-1]
             token = int(ids[min(int(np.searchsorted(cumulative, draw, side="right")), ids.size - 1)])
-        else:
-            token = int(np.argmax(scores))
         if self._seen is not None:
             self._seen.add(token)
         return token

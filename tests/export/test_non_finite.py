@@ -12,9 +12,12 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lfm_onnx.artifact.manifest import Manifest
 from lfm_onnx.checkpoint.checkpoint import Checkpoint
 from lfm_onnx.cli.main import main
 from lfm_onnx.errors import CheckpointError
+from lfm_onnx.quantize.activation_range import ActivationRange, activation_range
+from lfm_onnx.reference.model import Reference
 from safetensors.numpy import load_file, save_file
 
 TARGETS = {
@@ -108,3 +111,40 @@ def test_the_place_that_is_named_is_the_values_own(
             checkpoint.float32(name, slice(first, last))
     else:
         checkpoint.float32(name, slice(first, last))
+
+
+def _hot(folder: Path, factor: float) -> None:
+    """The feed-forwards' last matrices made larger, every weight far from float16's limit."""
+    tensors = load_file(folder / "model.safetensors")
+    hot = {
+        name: values * np.asarray(factor, values.dtype) if ".w2." in name else values
+        for name, values in tensors.items()
+    }
+    save_file(hot, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_activations_beyond_float16_are_found_at_export(method: str, folder: Path, tmp_path: Path) -> None:
+    options = ("--precision", "q4f16", "--method", method)
+    cool = _export(folder, tmp_path / "cool", options)
+    assert cool.exit_code == 0 and "float16" not in cool.stderr
+    _hot(folder, 3e4)
+    hot = _export(folder, tmp_path / "hot", options)
+    assert hot.exit_code == 0, hot.output
+    note = next(line for line in hot.stderr.splitlines() if line.startswith("note: "))
+    assert "beyond float16's 65504" in note and "--precision q4" in note
+    assert Manifest.read(tmp_path / "hot").source.notes == (note.removeprefix("note: "),)
+    done = CliRunner().invoke(main, ["generate", str(tmp_path / "hot"), "-p", "Hi", "--max-new-tokens", "4"])
+    assert done.exit_code == 2 and done.stderr.startswith("Error: the model's logits are not numbers")
+    q4 = _export(folder, tmp_path / "q4", ("--precision", "q4", "--method", "rtn"))
+    assert q4.exit_code == 0 and "note: " not in q4.stderr
+
+
+def test_the_range_is_that_of_all_that_goes_in_and_out(variant_checkpoint: Callable[..., Path]) -> None:
+    checkpoint = Checkpoint.open(variant_checkpoint("moe"))
+    found = activation_range(checkpoint, [np.arange(20)])
+    hidden: list[np.ndarray] = []
+    Reference(checkpoint).forward(np.arange(20), hidden=hidden)
+    assert max(np.abs(x).max() for x in hidden[1:-1]) <= found.largest < 1e4 and found.fits_float16
+    assert activation_range(checkpoint, []).largest > 0
+    assert not ActivationRange(float("nan"), "").fits_float16

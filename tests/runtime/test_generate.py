@@ -255,6 +255,23 @@ def test_a_cancelled_answer_and_an_interrupted_run_leave_the_conversation_sound(
     assert result.token_ids == fresh.token_ids
 
 
+def test_logits_that_are_no_numbers_leave_the_conversation_sound(tiny: LfmModel, monkeypatch: Any) -> None:
+    conversation = Conversation(tiny, do_sample=False, max_new_tokens=8)
+    expected = tiny.generate(QUESTION, do_sample=False, max_new_tokens=8).result
+    run = type(tiny.session).run
+
+    def overflow(self: Any, state: Any, ids: Any, **options: Any) -> np.ndarray:
+        return np.full_like(run(self, state, ids, **options), np.nan)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(tiny.session), "run", overflow)
+        with pytest.raises(ArtifactError, match="not numbers"):
+            _ = conversation.send(QUESTION[0]["content"]).result
+    conversation.reset()
+    result = conversation.send(QUESTION[0]["content"]).result
+    assert result.token_ids == expected.token_ids and result.cached_tokens == 0
+
+
 def test_events_carry_every_token_and_their_texts_make_up_the_text(tiny: LfmModel) -> None:
     generation = tiny.generate(QUESTION, do_sample=False)
     tokens = list(generation)

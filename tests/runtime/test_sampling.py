@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from lfm_onnx.errors import InputError
+from hypothesis import given
+from hypothesis import strategies as st
+from lfm_onnx.errors import ArtifactError, InputError
 from lfm_onnx.runtime.sampling import Sampler, SamplingOptions, candidates, penalized, softmax
 from transformers.generation import logits_process as processors
 
@@ -138,3 +140,14 @@ def test_values_out_of_range_are_refused_by_name(options: dict[str, float], name
 def test_a_generation_config_with_a_wrong_type_is_refused_by_name() -> None:
     with pytest.raises(InputError, match="top_k"):
         SamplingOptions.from_generation_config({"top_k": "many"})
+
+
+@pytest.mark.parametrize("options", [SamplingOptions(), *(o.updated(do_sample=True, seed=1) for o in OPTIONS)], ids=str)
+@given(values=st.lists(st.floats(width=16), min_size=1, max_size=9))
+def test_logits_that_are_no_numbers_end_a_generation_in_one_line(options: SamplingOptions, values: list[float]) -> None:
+    logits = np.array(values, np.float16)
+    if np.isfinite(logits.max()):
+        assert logits[Sampler(options, []).choose(logits)] > -np.inf
+        return
+    with pytest.raises(ArtifactError, match="not numbers"):
+        Sampler(options, []).choose(logits)
