@@ -14,6 +14,9 @@ def main() -> None:
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         sys.exit(130)
+    except ImportError as error:
+        print(f"Error: {error}; the installation is not complete: install lfm-onnx again", file=sys.stderr)
+        sys.exit(70)
 
 
 if __name__ == "__main__":

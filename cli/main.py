@@ -89,7 +89,7 @@ class CommandLine(click.Group):
         except click.ClickException as error:
             if isinstance(error, click.UsageError) and error.ctx is not None:
                 print_error(f"{error.ctx.get_usage()}\nTry '{error.ctx.command_path} --help' for help.\n")
-            code = self._ends(error.exit_code, error.format_message())
+            code = self._ends(click.UsageError.exit_code, error.format_message())
         except (KeyboardInterrupt, click.Abort, _Interrupted):
             print_error("Interrupted.")
             code = INTERRUPTED

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..artifact.artifact import Artifact, Verification
-from ..artifact.npu_manifest import is_npu_artifact
+from ..artifact.npu_manifest import TARGET, is_npu_artifact
 from ..errors import LfmOnnxError
 from .opened_session import OpenedSession, open_decoder
 
@@ -31,8 +31,7 @@ def open_session(
 
     Raises ArtifactError or InputError.
     """
-    asks_for_npu = target == "qnn" or (npu is not None and npu.plan != "cpu")
-    if target != "cpu" and (asks_for_npu or _is_npu_folder(folder, variant)):
+    if target != "cpu" and _is_for_npu(folder, variant, target, npu):
         # The NPU's code reads graphs with onnx: what runs on the CPU does not wait for its import.
         from .npu.open import open_npu_session
         from .npu.run_options import NpuRunOptions
@@ -43,6 +42,16 @@ def open_session(
         )
     artifact = Artifact.open(folder, variant, verify=verify)
     return open_decoder(artifact, providers=providers, threads=threads, context_length=context_length, native=native)
+
+
+def _is_for_npu(folder: str | Path, variant: str | None, target: str | None, npu: NpuRunOptions | None) -> bool:
+    """Whether the export for the NPU is to be opened: it is asked for, or all there is."""
+    if target == "qnn" or (npu is not None and npu.asks_for_npu):
+        return True
+    # The plans "auto" and "cpu" take a folder as it is; "auto" looks for an export for the NPU beside the CPU's.
+    return _is_npu_folder(folder, variant) or (
+        npu is not None and npu.plan == "auto" and _is_npu_folder(folder, TARGET)
+    )
 
 
 def _is_npu_folder(folder: str | Path, variant: str | None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -86,3 +87,12 @@ def test_a_user_who_wants_it_is_left_alone(tmp_path: Path) -> None:
     environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "0"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "0\n"
+
+
+def test_doctor_says_so() -> None:
+    command = [sys.executable, "-m", "lfm_onnx", "doctor", "--json"]
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    for value, state in ((None, "off"), ("1", "off"), ("0", "as ONNX Runtime has it")):
+        setting = {} if value is None else {"ORT_DISABLE_TELEMETRY": value}
+        done = subprocess.run(command, env=environment | setting, capture_output=True, text=True, check=True)
+        assert json.loads(done.stdout)["telemetry"].startswith(state)

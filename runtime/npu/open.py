@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...artifact.artifact import Artifact, Verification
+from ...artifact.manifest import Manifest
 from ...artifact.npu_manifest import NpuManifest, is_npu_artifact
 from ...errors import ArtifactError, InputError
 from ...hardware.cores import check_threads
@@ -35,6 +36,11 @@ def open_npu_session(
     """Open the export in ``folder`` and start what its plan needs. Raises LfmOnnxError."""
     options.check()
     check_threads(threads)
+    if VARIANT not in (variants := Manifest.read(Path(folder)).variants):
+        raise ArtifactError(
+            f"{folder} holds no export for the NPU, only {', '.join(sorted(variants))}; make one with "
+            '`target="qnn"`, or leave out what asks for it'
+        )
     artifact = Artifact.open(folder, VARIANT, verify=verify)
     if not is_npu_artifact(artifact):
         raise ArtifactError(f'{folder} was not exported with `target="qnn"`')

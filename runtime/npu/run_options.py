@@ -30,6 +30,12 @@ class NpuRunOptions:
     strict: bool = False
     notice: Callable[[str], None] | None = None
 
+    @property
+    def asks_for_npu(self) -> bool:
+        """Whether nothing but an export for the NPU can be run as these say."""
+        others = (self.soc, self.cpu_artifact)
+        return self.plan in ("npu", "hybrid") or self.backend != "qnn" or any(item is not None for item in others)
+
     def check(self) -> None:
         """InputError for a plan that does not exist."""
         if self.plan not in PLANS:

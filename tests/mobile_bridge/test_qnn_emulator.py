@@ -110,7 +110,7 @@ def test_a_refused_part_names_its_log_and_leaves_nothing_behind_while_others_sta
 
 
 def test_too_little_memory_is_told_before_anything_is_compiled(compiled: Path) -> None:
-    with pytest.raises(InputError, match="smaller --weight-budget"):
+    with pytest.raises(InputError, match="smaller `weight_budget`"):
         compile_export(compiled, CompileOptions((chip("sm8650"),), memory_bytes=1000))
     assert not (compiled / "compiled" / "sm8650").exists()
 
