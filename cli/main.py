@@ -86,6 +86,9 @@ class CommandLine(click.Group):
             code = self._ends(OUTPUT_FAILED, f"cannot write to standard output: {error}")
         except LfmOnnxError as error:
             code = self._ends(error.exit_code, with_flags(str(error)))
+        except click.exceptions.NoArgsIsHelpError as error:
+            print_error(error.format_message())
+            code = error.exit_code
         except click.ClickException as error:
             if isinstance(error, click.UsageError) and error.ctx is not None:
                 print_error(f"{error.ctx.get_usage()}\nTry '{error.ctx.command_path} --help' for help.\n")
@@ -137,3 +140,6 @@ _TRACEBACK = click.Option(
 @click.version_option(__version__, prog_name="lfm-onnx")
 def main() -> None:
     """LFM2 and LFM2.5 models to ONNX, for phones and Copilot+ PCs."""
+
+
+main.params.append(_TRACEBACK)

@@ -170,9 +170,17 @@ def test_an_unexpected_error_is_one_line_with_what_to_do(monkeypatch: pytest.Mon
     (line,) = result.stderr.splitlines()
     assert result.exit_code == 70 and line.isprintable()
     assert "KeyError" in line and "surprise" in line and "--traceback" in line and "report" in line
-    traced = CliRunner().invoke(main, ["doctor", "--traceback"])
-    assert traced.exit_code == 70
-    assert "Traceback" in traced.stderr and traced.stderr.splitlines()[-1] == line
+    for arguments in (["doctor", "--traceback"], ["--traceback", "doctor"]):
+        traced = CliRunner().invoke(main, arguments)
+        assert traced.exit_code == 70
+        assert "Traceback" in traced.stderr and traced.stderr.splitlines()[-1] == line
+
+
+@pytest.mark.parametrize("arguments", [[], ["bogus"], ["doctor", "--bogus"], ["inspect"]])
+def test_a_wrong_call_is_answered_with_how_to_call(arguments: list[str]) -> None:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2 and result.stdout == ""
+    assert result.stderr.startswith("Usage: ") and "\\n" not in result.stderr
 
 
 def test_an_interrupt_while_commands_are_imported_is_one_line() -> None:
