@@ -144,7 +144,8 @@ class Variant:
 @dataclass(frozen=True)
 class Manifest:
     """target: ``qnn`` in an export for the NPU. memory_bytes_by_context: by tokens of context, the bytes of each state
-    of one conversation. tools: versions of the libraries that wrote the files."""
+    of one conversation. tools: versions of the libraries that wrote the files.
+    """
 
     source: Source
     model: ModelFacts

@@ -68,7 +68,8 @@ class ChatTokenizer:
 
     def encode(self, text: str, *, add_special: bool = False) -> list[int]:
         """Token ids of ``text``; special tokens written out in it are recognized. add_special: with bos and the like
-        as the tokenizer adds them to a raw text (a rendered conversation already has them)."""
+        as the tokenizer adds them to a raw text (a rendered conversation already has them).
+        """
         try:
             return self._tokenizer.encode(text, add_special_tokens=add_special).ids
         except Exception as error:  # lone surrogates, which no UTF-8 text holds

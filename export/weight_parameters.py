@@ -1,5 +1,6 @@
 """The parameters that a weight becomes in the graph: floats, or codes with scales and zero points; and its entry in the
-table of graph weights."""
+table of graph weights.
+"""
 
 from __future__ import annotations
 

@@ -156,7 +156,8 @@ def inspect_graph(artifact: Artifact) -> Inspection:
 
 def tensor_classes(model: onnx.ModelProto, config: LfmConfig) -> tuple[TensorClass, ...]:
     """A graph's initializers by class. One token reads the chosen experts, one row of a table that is only looked up
-    (the embedding, unless the head is tied to it), and everything else whole."""
+    (the embedding, unless the head is tied to it), and everything else whole.
+    """
     readers: dict[str, set[str]] = {}
     for node in _all_nodes(model.graph.node):
         for name in node.input:

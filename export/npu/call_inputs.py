@@ -14,7 +14,8 @@ Array = npt.NDArray[np.float32]
 
 def attention_mask(filled: int, tokens: int, context_length: int) -> Array:
     """float32 [1, 1, tokens, context_length + tokens]: the first ``filled`` cache columns are seen, and new ones up to
-    a query's own; the rest is ``HIDDEN``."""
+    a query's own; the rest is ``HIDDEN``.
+    """
     mask = np.full((tokens, context_length + tokens), HIDDEN, np.float32)
     mask[:, :filled] = 0
     mask[:, context_length:][np.tril_indices(tokens)] = 0

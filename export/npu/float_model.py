@@ -20,6 +20,7 @@ _DTYPES = {
 
 
 def ir_dtype(name: str) -> ir.DataType:
+    """The element type of that numpy name."""
     return _DTYPES[name]
 
 

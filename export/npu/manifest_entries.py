@@ -19,6 +19,7 @@ _STATES = {"conv_state": ("conv", None), "key_cache": ("key", 3), "value_cache":
 
 
 def npu_port(port: Port, quantization: Mapping[str, QuantizationParameters] | None) -> NpuPort:
+    """A graph's input or output as the manifest describes it; without ``quantization`` it stays float32."""
     dtype, scale, zero_point = port.value.dtype, None, 0
     if quantization is not None and dtype == "float32":
         used = quantization[port.value.name]
@@ -32,6 +33,7 @@ def npu_graph(
     quantization: Mapping[str, QuantizationParameters] | None,
     weight_bytes: Mapping[str, int],
 ) -> NpuGraph:
+    """One graph of a part, its file in ``folder``; ``weight_bytes``: by name of the weight, as stored."""
     graph = declared.graph
     return NpuGraph(
         phase=declared.phase.value,
@@ -59,6 +61,7 @@ def _weights_by_node(graph: StaticGraph, weight_bytes: Mapping[str, int]) -> tup
 
 
 def npu_part(plan: PartPlan, graphs: Sequence[NpuGraph], file_bytes: int, folder: str) -> NpuPart:
+    """One part with its graphs and the bytes that it reads of its weights in each phase."""
     by_phase = {
         phase: max(sum(node.bytes for node in graph.weights) for graph in graphs if graph.phase == phase)
         for phase in PHASES

@@ -11,6 +11,7 @@ FLOAT, UINT8, INT64 = ir.DataType.FLOAT, ir.DataType.UINT8, ir.DataType.INT64
 
 
 def float_input(name: str, dtype: ir.DataType = FLOAT) -> ir.Value:
+    """An input of a function."""
     return ir.Value(name=name, type=ir.TensorType(dtype))
 
 

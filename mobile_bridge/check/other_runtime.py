@@ -47,7 +47,8 @@ def run_elsewhere(
     artifact: Artifact, what: list[dict[str, list[int]]], provider: str, interpreter: Path | None
 ) -> OtherRun:
     """Run ``what`` in ``interpreter`` (this Python by default) on ``provider``. Raises WorkerError, of the
-    kinds "missing", "device", "load" and "run" where the worker can say what failed."""
+    kinds "missing", "device", "load" and "run" where the worker can say what failed.
+    """
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "logits.npz"
         request = {

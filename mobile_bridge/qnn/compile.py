@@ -35,7 +35,8 @@ class CompileError(LfmOnnxError):
 class CompileOptions:
     """chips: to compile for. builds: "device" (one binary for prefill and decode), "emulator" (a binary each).
     memory_bytes: what a part may take; None: what is free now. force: compile anew what is done already.
-    parts: names of those to compile, None for all."""
+    parts: names of those to compile, None for all.
+    """
 
     chips: Sequence[Chip]
     builds: Sequence[str] = ("device",)

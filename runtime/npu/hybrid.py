@@ -28,7 +28,8 @@ class _StatePair:
 
 class HybridState:
     """Both states of one sequence. ``length`` tokens are known to the side that ran last; the other is brought up to
-    date when it is its turn: columns that it has already are not converted again."""
+    date when it is its turn: columns that it has already are not converted again.
+    """
 
     batch = 1
 

@@ -84,7 +84,8 @@ class NpuSession:
     ) -> tuple[np.ndarray, dict[int, np.ndarray]]:
         """Logits float32 [n, vocab] of all ``input_ids`` [n] through the prefill graphs, and the residual stream [n, H]
         after each of ``layers``; advances ``state``. Runs variants of the graphs that give all rows, see
-        ``comparison_variant``."""
+        ``comparison_variant``.
+        """
         rows: list[np.ndarray] = []
         hidden: dict[int, list[np.ndarray]] = {layer: [] for layer in layers}
         for start in range(0, len(input_ids), self.manifest.chunk):

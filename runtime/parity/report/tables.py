@@ -23,6 +23,7 @@ def report_tables(report: ParityReport) -> list[Table]:
 
 
 def checks_table(report: ParityReport) -> Table:
+    """Every check with its value beside its limit."""
     relations = {"<=": "≤", ">=": "≥"}
     rows: list[tuple[str, ...]] = [
         (c.name, c.quantity, figure(c.value), f"{relations[c.relation]} {figure(c.limit)}", verdict(c.passed), c.detail)
@@ -33,6 +34,7 @@ def checks_table(report: ParityReport) -> Table:
 
 
 def figures_table(report: ParityReport) -> Table:
+    """What was measured of the logits, tokens and tasks."""
     m = report.logits
     error = "" if m.kld_standard_error is None else f" ± {figure(m.kld_standard_error)}"
     rows: list[tuple[str, ...]] = [
@@ -59,6 +61,7 @@ def figures_table(report: ParityReport) -> Table:
 
 
 def identity_table(report: ParityReport) -> Table:
+    """Which artifact, checkpoint and versions were compared."""
     rows: list[tuple[str, ...]] = [*report.identity.items()]
     return Table("What was compared", ("", ""), rows, [None] * len(rows))
 
@@ -122,10 +125,12 @@ def _passages_table(report: ParityReport) -> Table:
 
 
 def accuracy(tasks: TaskAccuracy) -> str:
+    """Right answers of all, and their share."""
     return f"{tasks.right} of {tasks.tasks} ({tasks.accuracy:.1%})"
 
 
 def verdict(passed: bool) -> str:
+    """The word for a check that passed or did not."""
     return "pass" if passed else "MISSED"
 
 
