@@ -21,6 +21,8 @@ def export_for_npu(
     """Export, compile for the chips ``target_chips``, and print what came of it, or would."""
     plan = plan_npu(source, request)
     result = _dry_run(plan, target_chips) if dry_run else _export_npu(plan, target_chips)
+    for note in plan.notes:
+        say(f"note: {note}")
     if as_json:
         print_json(result, indent=2)
     else:

@@ -34,7 +34,7 @@ def range_notes(
         return ()
     return (
         f"activations reach {found.largest:.3g} ({found.where}), beyond float16's {FLOAT16_LARGEST:.0f}: "
-        f"{precision.name} will overflow to NaN; export with --precision q4, whose activations are float32",
+        f'{precision.name} will overflow to NaN; export with `precision="q4"`, whose activations are float32',
     )
 
 

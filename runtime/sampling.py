@@ -136,7 +136,7 @@ class Sampler:
         if not np.isfinite(scores[token]):
             raise ArtifactError(
                 f"the model's logits are not numbers (token {token} has {scores[token]}): its activations or weights "
-                "overflow; export the checkpoint with --precision q4 or fp32, whose activations are float32"
+                'overflow; export the checkpoint with `precision="q4"` or fp32, whose activations are float32'
             )
         if self.options.do_sample:
             ids, scores = candidates(scores, self.options)

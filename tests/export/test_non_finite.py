@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lfm_onnx.artifact.manifest import Manifest
 from lfm_onnx.checkpoint.checkpoint import Checkpoint
+from lfm_onnx.cli.flags import with_flags
 from lfm_onnx.cli.main import main
 from lfm_onnx.errors import CheckpointError
 from lfm_onnx.quantize.activation_range import ActivationRange, activation_range
@@ -133,7 +134,7 @@ def test_activations_beyond_float16_are_found_at_export(method: str, folder: Pat
     assert hot.exit_code == 0, hot.output
     note = next(line for line in hot.stderr.splitlines() if line.startswith("note: "))
     assert "beyond float16's 65504" in note and "--precision q4" in note
-    assert Manifest.read(tmp_path / "hot").source.notes == (note.removeprefix("note: "),)
+    assert [with_flags(text) for text in Manifest.read(tmp_path / "hot").source.notes] == [note.removeprefix("note: ")]
     done = CliRunner().invoke(main, ["generate", str(tmp_path / "hot"), "-p", "Hi", "--max-new-tokens", "4"])
     assert done.exit_code == 2 and done.stderr.startswith("Error: the model's logits are not numbers")
     q4 = _export(folder, tmp_path / "q4", ("--precision", "q4", "--method", "rtn"))
