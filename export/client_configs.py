@@ -15,6 +15,7 @@ from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.config import LfmConfig
 from ..checkpoint.generation_config import GENERATION_CONFIG_NAME, end_token_ids, read_generation_config
 from ..checkpoint.named_templates import DEFAULT, TEMPLATE_FOLDER, read_templates, template_path
+from ..checkpoint.sampling_fields import sampling_fields, usable_generation_config
 from ..checkpoint.tokenizer import MAX_TOKENIZER_BYTES
 from ..errors import TokenizerError
 from ..strict_json import JsonObject, read_untrusted
@@ -131,7 +132,8 @@ def genai_config(
     """onnxruntime-genai's configuration; it refuses keys that it does not know."""
     eos = list(end_token_ids(generation, config))
     # A null, which other clients take for "not set", is refused by genai.
-    search = {name: generation[name] for name in _SEARCH_DEFAULTS if generation.get(name) is not None}
+    usable = sampling_fields(generation).values
+    search = {name: usable[name] for name in _SEARCH_DEFAULTS if name in usable}
     search["max_length"] = min(context_length, GENAI_MAX_LENGTH)
     # GroupQueryAttention writes into its past; Concat makes a new, longer cache.
     search["past_present_share_buffer"] = ops_profile is OpsProfile.CUSTOM and bool(config.attention_layers)
@@ -173,7 +175,7 @@ def genai_config(
 
 def _generation_config(checkpoint: Checkpoint) -> dict[str, Any]:
     if (checkpoint.folder / GENERATION_CONFIG_NAME).is_file():
-        return read_generation_config(checkpoint.folder, TokenizerError)
+        return usable_generation_config(read_generation_config(checkpoint.folder, TokenizerError))[0]
     config = checkpoint.config
     return {
         "bos_token_id": config.bos_token_id,

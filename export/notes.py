@@ -9,7 +9,10 @@ import numpy.typing as npt
 
 from ..artifact.precision import Precision
 from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.generation_config import GENERATION_CONFIG_NAME, read_generation_config
 from ..checkpoint.named_templates import DEFAULT, TEMPLATE_FOLDER
+from ..checkpoint.sampling_fields import usable_generation_config
+from ..errors import TokenizerError
 from ..quantize.activation_range import FLOAT16_LARGEST, activation_range
 from ..strict_json import shown
 from .client_configs import folder_templates, vocabulary
@@ -17,7 +20,13 @@ from .client_configs import folder_templates, vocabulary
 
 def checkpoint_notes(checkpoint: Checkpoint) -> tuple[str, ...]:
     """One line on each such thing, and none twice: an artifact knows those of its checkpoint."""
-    return tuple(dict.fromkeys((*checkpoint.notes, *_template_notes(checkpoint), *_vocabulary_notes(checkpoint))))
+    notes = (
+        *checkpoint.notes,
+        *_generation_notes(checkpoint),
+        *_template_notes(checkpoint),
+        *_vocabulary_notes(checkpoint),
+    )
+    return tuple(dict.fromkeys(notes))
 
 
 def range_notes(
@@ -36,6 +45,11 @@ def range_notes(
         f"activations reach {found.largest:.3g} ({found.where}), beyond float16's {FLOAT16_LARGEST:.0f}: "
         f'{precision.name} will overflow to NaN; export with `precision="q4"`, whose activations are float32',
     )
+
+
+def _generation_notes(checkpoint: Checkpoint) -> list[str]:
+    _, notes = usable_generation_config(read_generation_config(checkpoint.folder, TokenizerError))
+    return [f"{GENERATION_CONFIG_NAME}: {note}" for note in notes]
 
 
 def _template_notes(checkpoint: Checkpoint) -> list[str]:

@@ -10,7 +10,8 @@ import numpy as np
 
 from ..artifact.artifact import Artifact, Verification
 from ..checkpoint.config import LfmConfig
-from ..checkpoint.generation_config import end_token_ids, read_generation_config
+from ..checkpoint.generation_config import GENERATION_CONFIG_NAME, end_token_ids, read_generation_config
+from ..checkpoint.sampling_fields import sampling_fields
 from ..checkpoint.tokenizer import ChatTokenizer, Message
 from ..errors import ArtifactError, InputError
 from .generation import PREFILL_CHUNK, Generation, GenerationResult, Token, TokenContext
@@ -50,7 +51,6 @@ class LfmModel:
         self.session = session
         self.generation_config = generation_config
         self.context_length = context_length
-        self.sampling_defaults = SamplingOptions.from_generation_config(generation_config)
         self.end_ids = frozenset(end_token_ids(generation_config, artifact.config))
         self._tokenizer: ChatTokenizer | None = None
 
@@ -200,7 +200,7 @@ class LfmModel:
             raise InputError("the prompt is empty: it has no tokens")
         self._check_ids(np.asarray(ids, np.int64))
         if max_new_tokens is None:
-            max_new_tokens = self.generation_config.get("max_new_tokens") or DEFAULT_MAX_NEW_TOKENS
+            max_new_tokens = self._max_new_tokens()
         if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise InputError(f"max_new_tokens: expected 1 or more, found {max_new_tokens}")
         if prefill_chunk < 1:
@@ -210,7 +210,8 @@ class LfmModel:
         keep_point = context is not None  # a context of this call alone is never gone back to
         context = context if context is not None else self.new_context()
         context.state.check(len(ids))
-        options = self.sampling_defaults.updated(
+        options = SamplingOptions.chosen(
+            self.generation_config,
             do_sample=do_sample,
             temperature=temperature,
             top_k=top_k,
@@ -233,6 +234,13 @@ class LfmModel:
             keep_point=keep_point,
             on_finish=on_finish,
         )
+
+    def _max_new_tokens(self) -> int:
+        """Of generation_config.json, or the default; InputError for what is no count."""
+        config = sampling_fields(self.generation_config)
+        if "max_new_tokens" in config.faults:
+            raise InputError(f"{GENERATION_CONFIG_NAME}: {config.faults['max_new_tokens']}; give max_new_tokens")
+        return int(config.values.get("max_new_tokens", DEFAULT_MAX_NEW_TOKENS))
 
     def _check_ids(self, ids: np.ndarray) -> None:
         if not ids.size:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ..checkpoint.generation_config import GENERATION_CONFIG_NAME
+from ..checkpoint.sampling_fields import SAMPLING_ONLY, sampling_fields
 from ..errors import ArtifactError, InputError
 
 # What transformers falls back to when neither generation_config.json nor the caller says anything.
@@ -40,10 +42,21 @@ class SamplingOptions:
         _require("seed", self.seed, self.seed is None or self.seed >= 0, "an integer of 0 or more")
 
     @classmethod
-    def from_generation_config(cls, config: Mapping[str, Any]) -> SamplingOptions:
-        """The defaults that a checkpoint's generation_config.json asks for; fields of other meaning are ignored."""
-        known = {field.name for field in fields(cls)} - {"seed"}
-        return cls(**{name: _number(name, config[name]) for name in known if config.get(name) is not None})
+    def chosen(cls, generation_config: Mapping[str, Any], **overrides: float | None) -> SamplingOptions:
+        """The caller's own values, None for none, before what generation_config.json asks for; see ``updated``.
+
+        InputError for a value that is used and cannot be: of the caller by its name, of the file by file and name.
+        """
+        config = sampling_fields(generation_config)
+        known = {field.name for field in fields(cls)}
+        defaults = {name: value for name, value in config.values.items() if name in known}
+        options = cls(**defaults).updated(**overrides)
+        given = {name for name, value in overrides.items() if value is not None}
+        decided = {"do_sample", "max_new_tokens"} if given & {"do_sample", *SAMPLING_ONLY} else {"max_new_tokens"}
+        for name, fault in config.used_faults(do_sample=options.do_sample).items():
+            if name not in given | decided:
+                raise InputError(f"{GENERATION_CONFIG_NAME}: {fault}; give {name}, or correct the file")
+        return options
 
     def updated(self, **overrides: float | None) -> SamplingOptions:
         """These options with the caller's own values; None keeps the default.
@@ -55,7 +68,7 @@ class SamplingOptions:
         if "do_sample" not in given:
             if given.get("temperature") == 0:
                 given["do_sample"] = False
-            elif given.keys() & {"temperature", "top_k", "top_p", "min_p"}:
+            elif given.keys() & set(SAMPLING_ONLY):
                 given["do_sample"] = True
         if given.get("temperature") == 0:
             del given["temperature"]

@@ -10,6 +10,9 @@ from ...artifact.files import ArtifactFile
 from ...artifact.manifest import Manifest, Variant
 from ...artifact.npu_manifest import NPU_MANIFEST_NAME, TARGET
 from ...checkpoint.checkpoint import Checkpoint
+from ...checkpoint.generation_config import GENERATION_CONFIG_NAME, read_generation_config
+from ...checkpoint.sampling_fields import usable_generation_config
+from ...errors import TokenizerError
 from ..client_configs import copy_client_file
 from ..manifest import SourceHash, model_facts, source_of, tool_versions
 from .float_model import OPSET
@@ -25,6 +28,10 @@ def write_model_files(folder: Path, checkpoint: Checkpoint, *, tokenizer: bool) 
         name = path.relative_to(checkpoint.folder).as_posix()
         copy_client_file(path, folder / name)
         names.append(name)
+    given = read_generation_config(folder, TokenizerError)
+    usable, _ = usable_generation_config(given)
+    if usable != given:
+        (folder / GENERATION_CONFIG_NAME).write_text(json.dumps(usable, indent=2) + "\n", encoding="utf-8")
     return names
 
 

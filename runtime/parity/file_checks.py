@@ -15,6 +15,7 @@ from ...artifact.files import file_digest
 from ...artifact.manifest import MANIFEST_NAME
 from ...checkpoint.checkpoint import Checkpoint
 from ...checkpoint.generation_config import GENERATION_CONFIG_NAME, end_token_ids, read_generation_config
+from ...checkpoint.sampling_fields import sampling_fields, usable_generation_config
 from ...errors import ArtifactError
 from ...strict_json import parse_json, shown
 from .report.contents import Check
@@ -33,7 +34,9 @@ def file_checks(artifact: Artifact, checkpoint: Checkpoint) -> list[Check]:
     """
     listed = {file.path for file in artifact.files}
     checks = [manifest_check(artifact), difference_check("config.json", _config(artifact, checkpoint))]
-    own, theirs = (read_generation_config(item.folder, ArtifactError) for item in (artifact, checkpoint))
+    own = read_generation_config(artifact.folder, ArtifactError)
+    # An export leaves out what cannot be used.
+    theirs, _ = usable_generation_config(read_generation_config(checkpoint.folder, ArtifactError))
     ends = end_token_ids(theirs, checkpoint.config)
     differences = _values({"eos_token_id": sorted(end_token_ids(own, artifact.config))}, {"eos_token_id": sorted(ends)})
     differences += _values({key: own.get(key) for key in _SAMPLING}, {key: theirs.get(key) for key in _SAMPLING})
@@ -79,7 +82,7 @@ def _genai(
         graph = decoder.get("filename")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"cannot be read: {type(error).__name__}: {error}"]
-    config = checkpoint.config
+    config, sampling = checkpoint.config, sampling_fields(generation).values
     expected = {
         "eos_token_id": list(end_ids),
         "bos_token_id": config.bos_token_id or 0,
@@ -89,7 +92,7 @@ def _genai(
         "head_size": config.head_dim,
         **{key: getattr(config, key) for key in _GENAI_DIMENSIONS},
         # What greedy decoding does not use may be left out.
-        **{key: generation.get(key) for key in _GENAI_SAMPLING if key in search or generation.get("do_sample") is True},
+        **{key: sampling.get(key) for key in _GENAI_SAMPLING if key in search or sampling.get("do_sample") is True},
     }
     differences = _values(found, expected)
     if not isinstance(graph, str) or graph not in {file.path for file in artifact.files}:

@@ -104,14 +104,14 @@ def test_half_precision_logits_are_sampled_in_single_precision() -> None:
 
 def test_defaults_come_from_generation_config_and_the_caller_goes_before_them() -> None:
     config = {"do_sample": True, "temperature": 0.2, "top_k": 80, "repetition_penalty": 1.05, "eos_token_id": 7}
-    defaults = SamplingOptions.from_generation_config(config)
+    defaults = SamplingOptions.chosen(config)
     assert defaults == SamplingOptions(do_sample=True, temperature=0.2, top_k=80, repetition_penalty=1.05)
-    assert defaults.updated(top_k=5) == SamplingOptions(True, 0.2, 5, repetition_penalty=1.05)
-    assert defaults.updated(temperature=0) == SamplingOptions(False, 0.2, 80, repetition_penalty=1.05)
+    assert SamplingOptions.chosen(config, top_k=5, seed=None) == SamplingOptions(True, 0.2, 5, repetition_penalty=1.05)
+    assert SamplingOptions.chosen(config, temperature=0) == SamplingOptions(False, 0.2, 80, repetition_penalty=1.05)
 
 
 def test_greedy_is_the_default_and_any_sampling_option_turns_sampling_on() -> None:
-    defaults = SamplingOptions.from_generation_config({"temperature": 0.2})
+    defaults = SamplingOptions.chosen({"temperature": 0.2})
     assert not defaults.do_sample, "transformers, too, reads a temperature without do_sample as greedy"
     assert not defaults.updated(repetition_penalty=1.1, seed=3).do_sample
     assert defaults.updated(top_p=0.9).do_sample
@@ -137,9 +137,20 @@ def test_values_out_of_range_are_refused_by_name(options: dict[str, float], name
         SamplingOptions().updated(**options)
 
 
-def test_a_generation_config_with_a_wrong_type_is_refused_by_name() -> None:
-    with pytest.raises(InputError, match="top_k"):
-        SamplingOptions.from_generation_config({"top_k": "many"})
+def test_a_field_that_cannot_be_used_matters_where_it_is_used_and_is_named_with_its_file() -> None:
+    config = {"do_sample": True, "top_k": "many", "temperature": 0.0}
+    with pytest.raises(InputError, match=r"generation_config\.json: temperature is 0\.0, expected a number above 0"):
+        SamplingOptions.chosen(config)
+    with pytest.raises(InputError, match=r'generation_config\.json: top_k is "many"'):
+        SamplingOptions.chosen(config, temperature=0.5)
+    assert SamplingOptions.chosen(config, temperature=0.5, top_k=3) == SamplingOptions(True, 0.5, 3)
+    assert SamplingOptions.chosen(config, temperature=0) == SamplingOptions()
+    assert SamplingOptions.chosen({**config, "do_sample": False}) == SamplingOptions()
+    with pytest.raises(InputError, match="repetition_penalty is 0"):
+        SamplingOptions.chosen({"repetition_penalty": 0}, temperature=0)
+    with pytest.raises(InputError, match='do_sample is "true"'):
+        SamplingOptions.chosen({"do_sample": "true"})
+    assert SamplingOptions.chosen({"do_sample": "true"}, do_sample=False) == SamplingOptions()
 
 
 @pytest.mark.parametrize("options", [SamplingOptions(), *(o.updated(do_sample=True, seed=1) for o in OPTIONS)], ids=str)
