@@ -94,13 +94,14 @@ class BuildNative(build_ext):
 
         def compile_one(source: Path) -> list[str]:
             flags = [] if msvc else isa.get(_listed(source), ("", []))[1]
-            return self.compiler.compile(
+            result: list[str] = self.compiler.compile(
                 [str(source)],
                 output_dir=self.build_temp,
                 macros=macros,
                 include_dirs=[str(NATIVE), str(NATIVE / "compute")],
                 extra_postargs=common + flags,
             )
+            return result
 
         # Each compilation is a process of its own: threads only wait for them.
         with ThreadPoolExecutor(os.cpu_count()) as pool:

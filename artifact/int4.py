@@ -18,10 +18,12 @@ def pack_int4(codes: npt.NDArray[np.uint8] | npt.NDArray[np.int8], axis: int = -
     if axis == nibbles.ndim - 1:
         # Two codes as one little-endian number: low + 256 * high, and the byte is low + 16 * high.
         pairs = np.ascontiguousarray(nibbles).view("<u2")
-        return (pairs | (pairs >> 4)).astype(np.uint8)
+        result: npt.NDArray[np.uint8] = (pairs | (pairs >> 4)).astype(np.uint8)
+        return result
     before = (slice(None),) * axis
     low, high = (nibbles[(*before, slice(start, None, 2))] for start in (0, 1))
-    return np.bitwise_or(low, high << 4, dtype=np.uint8)
+    result = np.bitwise_or(low, high << 4, dtype=np.uint8)
+    return result
 
 
 def unpack_int4(packed: npt.NDArray[np.uint8], count: int) -> npt.NDArray[np.uint8]:

@@ -97,7 +97,8 @@ class GenaiEngine:
 
     def feed(self, ids: Sequence[int]) -> np.ndarray:
         self._generator.append_tokens(np.asarray(ids, np.int32))
-        return self._generator.get_logits()[0, -1]
+        result: np.ndarray = self._generator.get_logits()[0, -1]
+        return result
 
     def step(self, token_id: int) -> np.ndarray:
         """Its own loop feeds the token it has chosen, whatever ``token_id`` is, and returns no logits."""

@@ -105,7 +105,8 @@ class Genai:
         self._model = onnxruntime_genai.Model(config)
 
     def logits(self, ids: Sequence[int]) -> Logits:
-        return self._begin(ids).get_output("logits")[0].astype(np.float32)
+        result: Logits = self._begin(ids).get_output("logits")[0].astype(np.float32)
+        return result
 
     def greedy(self, ids: Sequence[int], max_new_tokens: int, eos_token_ids: Collection[int]) -> list[int]:
         generator = self._begin(ids)

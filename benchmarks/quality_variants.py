@@ -61,9 +61,9 @@ class Variant:
     def missing(self) -> str | None:
         """What to install, or None."""
         if self.engine == LLAMA_CPP and not peers_llama_cpp.installed():
-            return peers_llama_cpp.INSTALL
+            return str(peers_llama_cpp.INSTALL)
         if self.engine == GENAI and not peers_genai.installed():
-            return peers_genai.INSTALL
+            return str(peers_genai.INSTALL)
         return None
 
 
@@ -86,7 +86,8 @@ def _ours(key: str, name: str, *options: str, calibrated: bool = True, budget: b
 def _budget(source: Source) -> int:
     """Bytes of weights with which our files are no larger than Q4_K_M's: its size less that of our graph."""
     plain = onnx_size(source.path(_PLAIN))
-    return gguf_size(source.path(BUDGET_OF)).file_bytes - (plain.file_bytes - plain.tensor_bytes) - _SPARE
+    result: int = gguf_size(source.path(BUDGET_OF)).file_bytes - (plain.file_bytes - plain.tensor_bytes) - _SPARE
+    return result
 
 
 def _llama(key: str, file_type: str, *, importance: bool = False) -> Variant:

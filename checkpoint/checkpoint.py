@@ -92,7 +92,8 @@ class Checkpoint:
 
     def nbytes(self, name: str) -> int:
         """Bytes that the tensor takes in its file."""
-        return int(np.prod(self.shape(name), dtype=np.int64)) * FLOAT_DTYPES[self.dtype(name)].itemsize
+        result: int = int(np.prod(self.shape(name), dtype=np.int64)) * FLOAT_DTYPES[self.dtype(name)].itemsize
+        return result
 
     def raw(self, name: str) -> npt.NDArray[Any]:
         """The tensor in its stored dtype (ml_dtypes.bfloat16 for BF16), a read-only view of the mapped file."""

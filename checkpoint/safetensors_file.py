@@ -81,7 +81,8 @@ class SafetensorsFile:
         begin, length = entry.offset + start * itemsize, int(np.prod(shape, dtype=np.int64)) * itemsize
         if start < 0 or begin + length > entry.offset + entry.nbytes:
             raise ValueError(f"{shape} from element {start} on is outside tensor {name} of shape {entry.shape}")
-        return self._bytes[begin : begin + length].view(dtype).reshape(shape)
+        result: npt.NDArray[Any] = self._bytes[begin : begin + length].view(dtype).reshape(shape)
+        return result
 
     def release(self, name: str) -> None:
         """Drop the tensor's mapped pages from this process's memory; they are read again when touched again."""

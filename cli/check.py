@@ -33,7 +33,7 @@ TARGETS = ("qnn", "openvino", "nnapi", "xnnpack", "windows-ml")
 @click.option("--python", "interpreter", metavar="FILE", type=PATH, help="openvino, windows-ml: Python that has it.")
 @json_option
 @click.pass_context
-def check(context: click.Context, artifact: Path, target: str, as_json: bool, **options: Any) -> None:
+def check(context: click.Context, /, artifact: Path, target: str, as_json: bool, **options: Any) -> None:
     """Say what a target makes of ARTIFACT; openvino and windows-ml compare it with --reference, in float32.
 
     Exit code 0: all requirements are met; 1: one is missed; 2: it could not be checked.

@@ -75,6 +75,7 @@ _NPU_ONLY = {
 @click.pass_context
 def export(
     ctx: click.Context,
+    /,
     checkpoint: str,
     revision: str | None,
     target: str,

@@ -31,7 +31,7 @@ class Respelled(click.Option):
         return f"'{self.opts[0]}'"
 
 
-class Target(click.Choice):
+class Target(click.Choice):  # type: ignore[type-arg]  # generic since click 8.3 only
     """What a model runs on; the names of --plan, which --target was called before, are understood."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:

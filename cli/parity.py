@@ -72,6 +72,7 @@ _MISSED = 1
 @click.pass_context
 def parity(
     context: click.Context,
+    /,
     artifact: Path,
     checkpoint: str,
     variant: str | None,

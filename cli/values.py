@@ -14,7 +14,7 @@ _MOST_BYTES = 1 << 60
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
 
 
-class Size(click.ParamType):
+class Size(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only
     """A number of bytes, such as 4.8GB or 300MiB."""
 
     name = "size"
@@ -29,7 +29,7 @@ class Size(click.ParamType):
         return int(size)
 
 
-class BlockSize(click.Choice):
+class BlockSize(click.Choice):  # type: ignore[type-arg]  # generic since click 8.3 only
     """A number of weights per scale."""
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class BlockSize(click.Choice):
         return int(super().convert(value, param, ctx))
 
 
-class ContextLengths(click.ParamType):
+class ContextLengths(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only
     """One or more numbers of positions, separated by commas."""
 
     name = "lengths"

@@ -148,8 +148,9 @@ class Attention(nn.Module):
 def _rotate(op: OpBuilder, x: ir.Value, shared: MaskedAttentionInputs) -> ir.Value:
     """Rotate-half form: (x1, x2) → (x1 cos - x2 sin, x2 cos + x1 sin); x [B, S, heads, head_dim]."""
     first, second = op.Split(x, axis=-1, num_outputs=2, _outputs=2)
-    return op.Concat(
+    result: ir.Value = op.Concat(
         op.Sub(op.Mul(first, shared.cos), op.Mul(second, shared.sin)),
         op.Add(op.Mul(second, shared.cos), op.Mul(first, shared.sin)),
         axis=-1,
     )
+    return result

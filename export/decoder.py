@@ -121,7 +121,8 @@ class Backbone(nn.Module):
         table, fmt = self.embed_tokens, self.format
         if not isinstance(fmt, BlockFormat):
             rows = op.Gather(table.values, op.Reshape(context.input_ids, [-1]), axis=0)
-            return rows if fmt == FLOAT else op.Cast(rows, to=FLOAT)
+            result: ir.Value = rows if fmt == FLOAT else op.Cast(rows, to=FLOAT)
+            return result
         assert context.functions.quantized is not None
         embedded = op.call(
             context.functions.quantized.gather_dequantize,
@@ -134,7 +135,8 @@ class Backbone(nn.Module):
             block_size=fmt.block_size,
         )
         embedded.type = ir.TensorType(context.activations)
-        return embedded
+        result = embedded
+        return result
 
 
 def _declare_table(module: nn.Module, group: str, config: LfmConfig, scope: WeightScope) -> WeightParameters:

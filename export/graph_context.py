@@ -59,7 +59,8 @@ class GraphContext:
             return x
         if dims not in self._shapes:
             self._shapes[dims] = op.Concat(self.batch_and_sequence, list(dims), axis=0)
-        return op.Reshape(x, self._shapes[dims])
+        result: ir.Value = op.Reshape(x, self._shapes[dims])
+        return result
 
     def between_blocks(self, op: OpBuilder, x: ir.Value, width: int) -> ir.Value:
         """[B, S, width] in the shape that activations have between blocks."""

@@ -28,4 +28,5 @@ def rows_to_keep(op: OpBuilder, context: GraphContext, count: ir.Value) -> ir.Va
     if context.first_token is not None:
         rows = op.Mod(op.Add(op.Sub(rows, context.first_token), sequence), sequence)
     batch = op.Gather(context.batch_and_sequence, 0, axis=0)
-    return op.Add(rows, op.Unsqueeze(op.Mul(op.Range(0, batch, 1), sequence), [1]))
+    result: ir.Value = op.Add(rows, op.Unsqueeze(op.Mul(op.Range(0, batch, 1), sequence), [1]))
+    return result

@@ -72,11 +72,14 @@ def linear(
         attributes = {"K": size[1], "N": size[0], **format_attributes(fmt)}
         y = op.call(context.functions.quantized.qlinear, *inputs, **attributes)
         y.type = ir.TensorType(context.activations)
-        return y if bias is None else op.Add(y, as_activations(op, bias, context.activations))
+        result: ir.Value = y if bias is None else op.Add(y, as_activations(op, bias, context.activations))
+        return result
     added = [] if bias is None else [bias]  # not an empty name in its place: OpenVINO does not take that
     if fmt == FLOAT:
-        return op.Gemm(x, weight.values, *added, transB=1)
-    return op.Cast(op.Gemm(op.Cast(x, to=fmt), weight.values, *added, transB=1), to=FLOAT)
+        result = op.Gemm(x, weight.values, *added, transB=1)
+        return result
+    result = op.Cast(op.Gemm(op.Cast(x, to=fmt), weight.values, *added, transB=1), to=FLOAT)
+    return result
 
 
 def as_activations(op: OpBuilder, parameter: ir.Value, activations: ir.DataType) -> ir.Value:
@@ -105,7 +108,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         mean_square = op.ReduceMean(op.Pow(x, 2.0), [-1], keepdims=1)
-        return op.Mul(op.Div(x, op.Sqrt(op.Add(mean_square, self.eps))), self.weight)
+        result: ir.Value = op.Mul(op.Div(x, op.Sqrt(op.Add(mean_square, self.eps))), self.weight)
+        return result
 
 
 class AddRMSNorm(RMSNorm):
@@ -143,7 +147,8 @@ class MLP(nn.Module):
 
     def forward(self, op: OpBuilder, x: ir.Value, context: GraphContext) -> ir.Value:
         gate = self.w1(op, x, context)
-        return self.w2(op, op.Mul(op.Mul(gate, op.Sigmoid(gate)), self.w3(op, x, context)), context)
+        result: ir.Value = self.w2(op, op.Mul(op.Mul(gate, op.Sigmoid(gate)), self.w3(op, x, context)), context)
+        return result
 
 
 class QuantizedMLP(nn.Module):
@@ -165,7 +170,8 @@ class QuantizedMLP(nn.Module):
         attributes = {"K": self.hidden, "F": self.width, **format_attributes(self.format)}
         y = op.call(context.functions.quantized.swiglu, x, *_two_weights(self.w13, self.w2), **attributes)
         y.type = ir.TensorType(context.activations)
-        return y
+        result: ir.Value = y
+        return result
 
 
 class SparseMoE(nn.Module):
@@ -208,7 +214,8 @@ class SparseMoE(nn.Module):
             **format_attributes(self.format),
         )
         y.type = ir.TensorType(context.activations)
-        return y
+        result: ir.Value = y
+        return result
 
 
 def _expert_bias(config: LfmConfig, scope: WeightScope) -> GraphWeight:

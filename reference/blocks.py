@@ -51,12 +51,14 @@ def silu(x: Array) -> Array:
 def softmax(x: Array) -> Array:
     """``exp(x - max x) / sum exp(x - max x)`` over the last axis."""
     e = np.exp(x - x.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
+    result: Array = e / e.sum(axis=-1, keepdims=True)
+    return result
 
 
 def rms_norm(x: Array, weight: Array, eps: float) -> Array:
     """``weight * x / sqrt(mean(x^2) + eps)``, the mean over the last axis; x ``[..., D]``, weight ``[D]``."""
-    return weight * (x / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(eps)))
+    result: Array = weight * (x / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(eps)))
+    return result
 
 
 def linear(x: Array, weights: LayerWeights, name: str, bias: bool = False) -> Array:

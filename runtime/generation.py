@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from ..checkpoint.chat_template import THINK_START
 from ..checkpoint.tokenizer import ChatTokenizer, StreamingDetokenizer
 from ..errors import ArtifactError
-from .reasoning import THINK_START, beginning_at_end, split_reasoning
+from .reasoning import beginning_at_end, split_reasoning
 from .sampling import Sampler, SamplingOptions
 from .session_protocol import SequenceState, Session
 from .state import Snapshot
@@ -104,7 +105,8 @@ class TokenContext:
         logits = self.session.run(self.state, np.asarray(ids, np.int64)[None])
         self.tokens += ids
         self._in_run = False
-        return logits[0, -1]
+        result: np.ndarray = logits[0, -1]
+        return result
 
     def discard(self) -> None:
         """Let nothing go on from here: the state has been through values that are not numbers."""

@@ -153,7 +153,8 @@ class LfmModel:
         state.check(state.length + ids.shape[1])
         for start in range(0, ids.shape[1], chunk):
             logits = self.session.run(state, ids[:, start : start + chunk])
-        return logits[0, -1].astype(np.float32, copy=True)
+        result: np.ndarray = logits[0, -1].astype(np.float32, copy=True)
+        return result
 
     def decode(self, state: SequenceState, token_id: int) -> np.ndarray:
         """Feed one token; float32 logits [V]."""

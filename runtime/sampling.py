@@ -127,7 +127,8 @@ def candidates(logits: np.ndarray, options: SamplingOptions) -> tuple[np.ndarray
 def softmax(scores: np.ndarray) -> np.ndarray:
     """Probabilities [N] float32 of scores [N]."""
     exponentials = np.exp(scores - scores.max())
-    return exponentials / exponentials.sum()
+    result: np.ndarray = exponentials / exponentials.sum()
+    return result
 
 
 class Sampler:

@@ -70,7 +70,8 @@ class DecoderSession:
     @property
     def providers(self) -> list[str]:
         """The execution providers in use."""
-        return self._session.get_providers()
+        result: list[str] = self._session.get_providers()
+        return result
 
     def new_state(self, batch: int, capacity: int, limit: int) -> DecoderState:
         """Empty buffers for ``batch`` sequences, of ``capacity`` tokens at first, which grow up to ``limit``."""

@@ -86,7 +86,8 @@ class WorkerProcess:
             raise WorkerError(f"{self.name} wrote something that is no reply: {shown}", "garbled")
         if "error" in reply:
             raise WorkerError(str(reply["error"]), str(reply.get("kind", "")))
-        return reply["result"]
+        result: dict[str, Any] = reply["result"]
+        return result
 
     def log(self) -> str:
         """What the process has written to its stderr so far."""

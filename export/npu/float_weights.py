@@ -54,13 +54,15 @@ def column_extremes(rows: Array, *, packed: bool) -> Array:
     """
     largest = np.abs(rows).max(axis=1)
     if not packed:
-        return largest
+        result: Array = largest
+        return result
     found = np.empty_like(largest)
     step = max(1, _CACHED_ELEMENTS // rows.shape[1])
     for first in range(0, len(rows), step):
         piece = slice(first, first + step)
         found[piece] = _least_error(rows[piece], largest[piece])
-    return found
+    result = found
+    return result
 
 
 def _least_error(rows: Array, largest: Array) -> Array:

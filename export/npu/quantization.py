@@ -66,7 +66,8 @@ class QuantizationParameters:
     def codes(self, values: Array) -> npt.NDArray[np.generic]:
         info = np.iinfo(self.dtype)
         steps = np.rint(values.astype(np.float64) / self.scale) + self.zero_point
-        return np.clip(steps, info.min, info.max).astype(self.dtype)
+        result: npt.NDArray[np.generic] = np.clip(steps, info.min, info.max).astype(self.dtype)
+        return result
 
     def values(self, codes: npt.NDArray[np.generic]) -> Array:
         return (codes.astype(np.float32) - np.float32(self.zero_point)) * np.float32(self.scale)

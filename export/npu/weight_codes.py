@@ -173,7 +173,8 @@ def _block_scales(blocks: Array) -> Array:
         total = own_least.sum(axis=1)
         better = total < least
         least[better], best[better] = total[better], own_best[better]
-    return best
+    result: Array = best
+    return result
 
 
 def _steps(blocks: Array, scales: Array, out: Array | None = None) -> Array:

@@ -39,7 +39,8 @@ def int_attributes(*names: str) -> list[ir.Attr]:
 
 def attribute(op: OpBuilder, name: str) -> ir.Value:
     """The function's integer attribute as an int64 scalar."""
-    return op.Constant(value_int=ir.RefAttr("value_int", name, ir.AttributeType.INT))
+    result: ir.Value = op.Constant(value_int=ir.RefAttr("value_int", name, ir.AttributeType.INT))
+    return result
 
 
 @dataclass(frozen=True)
@@ -77,20 +78,24 @@ def dequantize(
         zeros = op.Cast(op.Unsqueeze(op.Slice(unpacked, [0], op.Shape(scales, start=-1), [-1]), [-1]), to=FLOAT)
     values = op.Mul(op.Sub(codes, zeros), op.Unsqueeze(op.Cast(scales, to=FLOAT), [-1]))
     columns = op.Mul(op.Shape(scales, start=-1), block_size)
-    return op.Reshape(values, op.Concat(op.Shape(scales, start=0, end=-1), columns, axis=0))
+    result: ir.Value = op.Reshape(values, op.Concat(op.Shape(scales, start=0, end=-1), columns, axis=0))
+    return result
 
 
 def first_columns(op: OpBuilder, values: ir.Value, count: str) -> ir.Value:
     """values [.., n] without the padding of a row's last block; ``count`` is an attribute."""
-    return op.Slice(values, [0], op.Unsqueeze(attribute(op, count), [0]), [-1])
+    result: ir.Value = op.Slice(values, [0], op.Unsqueeze(attribute(op, count), [0]), [-1])
+    return result
 
 
 def _unpack(op: OpBuilder, packed: ir.Value, bits: ir.Value) -> ir.Value:
     """Bytes [.., n] → codes uint8 [.., n, codes per byte], low bits first."""
     shifts = op.Cast(op.Range(0, 8, bits), to=UINT8)
     mask = op.BitShift(_uint8(op, 255), op.Cast(op.Sub(8, bits), to=UINT8), direction="RIGHT")
-    return op.BitwiseAnd(op.BitShift(op.Unsqueeze(packed, [-1]), shifts, direction="RIGHT"), mask)
+    result: ir.Value = op.BitwiseAnd(op.BitShift(op.Unsqueeze(packed, [-1]), shifts, direction="RIGHT"), mask)
+    return result
 
 
 def _uint8(op: OpBuilder, value: int) -> ir.Value:
-    return op.Constant(value=ir.tensor(value, dtype=UINT8))
+    result: ir.Value = op.Constant(value=ir.tensor(value, dtype=UINT8))
+    return result

@@ -37,13 +37,16 @@ def group_query_attention_function(*, activations: ir.DataType = FLOAT) -> ir.Fu
     sizes = [ir.Value(name=name, type=ir.TensorType(ir.DataType.INT32)) for name in _SIZES]
 
     def body(op: OpBuilder, *inputs: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
-        return op.builder.opset(CONTRIB_DOMAIN, CONTRIB_VERSION).GroupQueryAttention(
+        result: tuple[ir.Value, ir.Value, ir.Value] = op.builder.opset(
+            CONTRIB_DOMAIN, CONTRIB_VERSION
+        ).GroupQueryAttention(
             *inputs,
             **{name: ir.RefAttr(name, name, ir.AttributeType.INT) for name in _INTEGERS},
             scale=ir.RefAttr("scale", "scale", ir.AttributeType.FLOAT),
             rotary_interleaved=0,
             _outputs=["output", "present_key", "present_value"],
         )
+        return result
 
     return build_function(
         body,

@@ -69,7 +69,8 @@ def qlinear_function(
         values = dequantize(op, weight, scales, given.get("zero_points"), BlockSize.of_function(op))
         values = first_columns(op, values, "K")
         y = op.MatMul(x, op.Transpose(values, perm=[1, 0]))
-        return op.Add(y, given["bias"]) if bias else y
+        result: ir.Value = op.Add(y, given["bias"]) if bias else y
+        return result
 
     inputs = [float_input("x", activations), *weight_inputs("weight", "scales", "zero_points" if zero_points else None)]
     if bias:
@@ -100,7 +101,7 @@ def matmul_nbits(
     """x W^T (+ bias) by com.microsoft.MatMulNBits, in a function with the attributes ``bits`` and ``block_size``."""
     # It takes the scales in the type of x alone.
     scales = op.Cast(scales, to=activations)
-    return op.builder.opset(CONTRIB_DOMAIN, CONTRIB_VERSION).MatMulNBits(
+    result: ir.Value = op.builder.opset(CONTRIB_DOMAIN, CONTRIB_VERSION).MatMulNBits(
         x,
         weight,
         scales,
@@ -113,3 +114,4 @@ def matmul_nbits(
         block_size=ir.RefAttr("block_size", "block_size", ir.AttributeType.INT),
         accuracy_level=INT8_ACTIVATIONS if activation_bits == 8 else 0,
     )
+    return result

@@ -82,7 +82,8 @@ def sparse_moe_function(
         # A contrib op that computes in float16 takes x as it is.
         half = activations != FLOAT and experts is experts_contrib
         mixed = experts(op, x if half else wide, _route(op, scores, expert_bias), weights, half=half)
-        return op.Reshape(from_float32(op, mixed, activations), shape)
+        result: ir.Value = op.Reshape(from_float32(op, mixed, activations), shape)
+        return result
 
     weight_type = ir.TensorType(weight_dtype)
     inputs = [

@@ -87,7 +87,8 @@ def experts_contrib(
         )
     if weights.half or half:
         mixed = op.Cast(mixed, to=ir.DataType.FLOAT)
-    return op.Mul(mixed, op.Mul(routing.sum, routing.factor))
+    result: ir.Value = op.Mul(mixed, op.Mul(routing.sum, routing.factor))
+    return result
 
 
 def experts_loop(
@@ -109,7 +110,8 @@ def experts_loop(
     ) -> ir.Value:
         own = op.Gather(values, expert, axis=0)
         if scales is None or size is None:
-            return own
+            result: ir.Value = own
+            return result
         own_zeros = None if zero_points is None else op.Gather(zero_points, expert, axis=0)
         return dequantize(op, own, op.Gather(scales, expert, axis=0), own_zeros, size)
 
@@ -150,4 +152,5 @@ def experts_loop(
         ],
         name="one_expert",
     )
-    return op.Loop(op.Size(active), True, op.Expand(0.0, op.Shape(x)), body=loop_body, _outputs=["y"])
+    result: ir.Value = op.Loop(op.Size(active), True, op.Expand(0.0, op.Shape(x)), body=loop_body, _outputs=["y"])
+    return result

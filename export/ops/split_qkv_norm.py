@@ -46,7 +46,8 @@ def split_qkv_norm_function(*, ops_profile: OpsProfile, activations: ir.DataType
             mean_square = op.ReduceMean(op.Pow(x, 2.0), [-1], keepdims=1)
             y = op.Mul(op.Div(x, op.Sqrt(op.Add(mean_square, epsilon))), weight)
             y = from_float32(op, y, activations)
-            return op.Reshape(y, op.Concat(op.Shape(qkv, start=0, end=-1), width, axis=0))
+            result: ir.Value = op.Reshape(y, op.Concat(op.Shape(qkv, start=0, end=-1), width, axis=0))
+            return result
 
         return normed(q, q_weight, op.Mul(heads, size)), normed(k, k_weight, op.Mul(kv_heads, size)), v
 

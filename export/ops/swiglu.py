@@ -83,7 +83,8 @@ def swiglu_function(
         w13 = first_columns(op, dequantize(op, gate_up, gate_up_scales, gate_up_zeros, size), "K")
         w2 = first_columns(op, dequantize(op, down, down_scales, down_zeros, size), "F")
         hidden = gated(op, op.MatMul(x, op.Transpose(w13, perm=[1, 0])))
-        return op.MatMul(hidden, op.Transpose(w2, perm=[1, 0]))
+        result: ir.Value = op.MatMul(hidden, op.Transpose(w2, perm=[1, 0]))
+        return result
 
     uint8 = ir.TensorType(ir.DataType.UINT8)
     inputs = [
@@ -109,4 +110,5 @@ def gated(op: OpBuilder, pairs: ir.Value) -> ir.Value:
     """[.., 2*F], gate and up in turn → silu(gate) * up, [.., F]."""
     gate = op.Slice(pairs, [0], [LAST], [-1], [2], _outputs=["gate"])
     up = op.Slice(pairs, [1], [LAST], [-1], [2], _outputs=["up"])
-    return op.Mul(op.Mul(gate, op.Sigmoid(gate)), up)
+    result: ir.Value = op.Mul(op.Mul(gate, op.Sigmoid(gate)), up)
+    return result

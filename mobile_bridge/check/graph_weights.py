@@ -34,5 +34,7 @@ def tensor_bytes(tensor: onnx.TensorProto) -> int:
     """Bytes as stored."""
     count = prod(tensor.dims)
     if tensor.data_type in _HALF_BYTE:
-        return (count + 1) // 2
-    return count * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        result: int = (count + 1) // 2
+        return result
+    result = count * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return result

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ...artifact.artifact import Artifact
 from ...artifact.npu_compiled import COMPILED, PartRecord, part_folder, source_digest
@@ -146,7 +147,7 @@ def _compile_part(artifact: Artifact, part: NpuPart, item: PartToCompile, target
     return record
 
 
-def _run_worker(request: dict, log: Path, what: str) -> dict:
+def _run_worker(request: dict[str, Any], log: Path, what: str) -> dict[str, Any]:
     try:
         with WorkerProcess(_WORKER, "it", log_file=log) as worker:
             return worker.ask(request)

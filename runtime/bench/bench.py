@@ -179,4 +179,5 @@ def repeated_runs(
 
 def random_ids(count: int, vocab_size: int, seed: int) -> list[int]:
     """``count`` token ids, the same for the same seed."""
-    return np.random.default_rng(seed).integers(0, vocab_size, count).tolist()
+    result: list[int] = np.random.default_rng(seed).integers(0, vocab_size, count).tolist()
+    return result

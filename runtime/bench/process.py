@@ -37,4 +37,5 @@ class BenchWorker(WorkerProcess):
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "logits.npy"
             self.ask({"logits_of": list(ids), "file": str(file)})
-            return np.load(file)
+            result: np.ndarray = np.load(file)
+            return result

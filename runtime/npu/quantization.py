@@ -16,7 +16,8 @@ def quantize(values: np.ndarray, value: NpuPort) -> np.ndarray:
     limits = np.iinfo(value.dtype)
     scaled = np.rint(values.astype(np.float32, copy=False) * np.float32(1 / value.scale))
     scaled += np.float32(value.zero_point)
-    return np.clip(scaled, limits.min, limits.max, out=scaled).astype(value.dtype)
+    result: np.ndarray = np.clip(scaled, limits.min, limits.max, out=scaled).astype(value.dtype)
+    return result
 
 
 def dequantize(stored: np.ndarray, value: NpuPort) -> np.ndarray:

@@ -212,7 +212,7 @@ class _Call:
 
     def _shared_inputs(self) -> list[tuple[NpuPort, Any]]:
         """Inputs that depend on positions alone: one buffer for all parts that take the same."""
-        shared: dict[tuple, tuple[NpuPort, Any]] = {}
+        shared: dict[tuple[object, ...], tuple[NpuPort, Any]] = {}
         for run in self._runs:
             for value in run.graph.inputs:
                 if value.role not in ("mask", "cos", "sin", "state_columns", "last_token", "expert_index"):

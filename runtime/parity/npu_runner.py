@@ -119,4 +119,5 @@ class NpuRunner:
         return NpuState(self.manifest, self.manifest.context_lengths[-1])
 
     def _feed(self, state: NpuState, ids: Sequence[int]) -> Array:
-        return self.session.run(state, np.asarray(ids, np.int64)[None])[0, -1].copy()
+        result: Array = self.session.run(state, np.asarray(ids, np.int64)[None])[0, -1].copy()
+        return result

@@ -84,7 +84,8 @@ class OnnxModel:
 
     def logits(self, ids: Sequence[int] | Int64s) -> Array:
         """All logits ``[T, V]`` of one sequence read in one call."""
-        return self.forward(np.asarray(ids, np.int64)[None])[0][0]
+        result: Array = self.forward(np.asarray(ids, np.int64)[None])[0][0]
+        return result
 
     def greedy(self, ids: Sequence[int] | Int64s, max_new_tokens: int, eos_token_ids: Collection[int]) -> list[int]:
         """The most likely continuation token by token; an end token is the last, and included."""
