@@ -21,8 +21,8 @@ def pack_int4(codes: npt.NDArray[np.uint8] | npt.NDArray[np.int8], axis: int = -
         result: npt.NDArray[np.uint8] = (pairs | (pairs >> 4)).astype(np.uint8)
         return result
     before = (slice(None),) * axis
-    low, high = (nibbles[(*before, slice(start, None, 2))] for start in (0, 1))
-    result = np.bitwise_or(low, high << 4, dtype=np.uint8)
+    even, odd = (*before, slice(0, None, 2)), (*before, slice(1, None, 2))
+    result = np.bitwise_or(nibbles[even], nibbles[odd] << 4, dtype=np.uint8)
     return result
 
 

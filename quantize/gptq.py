@@ -70,7 +70,8 @@ def gptq_codes(rows: Float32, scales: Float32, factor: HessianFactor, limits: tu
         inside[:] = run.round(Grid(steps[block], inverse[block], low, high))[: len(inside)]
 
     feed_errors_back(rows, factor, _FIXED_RUN, round_run)
-    return codes.T
+    result: npt.NDArray[np.int8] = codes.T
+    return result
 
 
 @dataclass(frozen=True)

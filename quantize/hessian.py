@@ -61,7 +61,8 @@ def shrunk(moment: Float32, tokens: int, towards: Float32, weight: float) -> Flo
     share = np.float32(tokens / (tokens + weight))
     mixed = moment * share
     mixed += towards * (1 - share)
-    return mixed
+    result: Float32 = mixed
+    return result
 
 
 def _upper_cholesky(matrix: Float32) -> Float32:

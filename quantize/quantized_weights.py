@@ -126,7 +126,8 @@ class _RoundingMatrix:
         return self
 
     def __rmatmul__(self, x: Float32) -> Float32:
-        return rounded_activations(x, self._block_size) @ self._values.T
+        result: Float32 = rounded_activations(x, self._block_size) @ self._values.T
+        return result
 
 
 def rounded_activations(x: Float32, block_size: int) -> Float32:

@@ -64,7 +64,8 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
 def linear(x: Array, weights: LayerWeights, name: str, bias: bool = False) -> Array:
     """``x W^T (+ b)`` with the weights ``name.weight [out, in]`` and ``name.bias [out]``."""
     y = x @ weights(name + ".weight").T
-    return y + weights(name + ".bias") if bias else y
+    result: Array = y + weights(name + ".bias") if bias else y
+    return result
 
 
 def rotary_angles(start: int, tokens: int, head_dim: int, theta: float) -> KeyValue:
@@ -109,7 +110,8 @@ def causal_attention(q: Array, k: Array, v: Array) -> Array:
         scores = q[:, :, first:last] @ k[..., :seen]
         future = np.arange(seen) > np.arange(past + first, seen)[:, None]
         y[:, :, first:last] = softmax(np.where(future, -np.inf, scores)) @ v[:, :, :seen]
-    return y.transpose(2, 0, 1, 3).reshape(tokens, heads, head_dim)
+    result: Array = y.transpose(2, 0, 1, 3).reshape(tokens, heads, head_dim)
+    return result
 
 
 def attention(

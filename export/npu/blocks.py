@@ -55,7 +55,8 @@ def table(graph: StaticGraph, name: str, shape: tuple[int, ...], weights: Weight
     """A small tensor of the checkpoint, times ``factor``."""
 
     def change(values: Array) -> Array:
-        return values.reshape(shape) * np.float32(factor)
+        result: Array = values.reshape(shape) * np.float32(factor)
+        return result
 
     return graph.weight(name, shape, WeightKind.TABLE, weights.tensor(name, change))
 

@@ -78,7 +78,8 @@ def _least_error(rows: Array, largest: Array) -> Array:
         total = np.einsum("nk,nk->n", error, error)
         better = total < least
         least[better], best[better] = total[better], largest[better] * np.float32(share)
-    return best
+    result: Array = best
+    return result
 
 
 def packed_half(weight: Weight, part: str) -> Array:

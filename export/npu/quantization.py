@@ -70,7 +70,8 @@ class QuantizationParameters:
         return result
 
     def values(self, codes: npt.NDArray[np.generic]) -> Array:
-        return (codes.astype(np.float32) - np.float32(self.zero_point)) * np.float32(self.scale)
+        result: Array = (codes.astype(np.float32) - np.float32(self.zero_point)) * np.float32(self.scale)
+        return result
 
 
 def assign(

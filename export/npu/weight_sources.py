@@ -65,7 +65,8 @@ class WeightSources:
 
         def rows(first: int, last: int) -> Array:
             pieces = [self.checkpoint.float32(source, slice(first, last)) for source in sources]
-            return np.concatenate(pieces, axis=1) * np.float32(factor)
+            result: Array = np.concatenate(pieces, axis=1) * np.float32(factor)
+            return result
 
         return Rows(rows, sources, beside=True)
 
@@ -75,7 +76,8 @@ class WeightSources:
 
         def rows(first: int, last: int) -> Array:
             pieces = [self.checkpoint.float32(source) for source in sources[first:last]]
-            return (pieces[0] if len(pieces) == 1 else np.concatenate(pieces)) * np.float32(factor)
+            result: Array = (pieces[0] if len(pieces) == 1 else np.concatenate(pieces)) * np.float32(factor)
+            return result
 
         return Rows(rows, sources)
 
