@@ -213,7 +213,8 @@ def declare_model(config: LfmConfig, options: GraphOptions) -> ir.Model:
     keep = builder.input(
         "num_logits_to_keep", INT64, [], const_value=ir.tensor(1, dtype=INT64, name="num_logits_to_keep")
     )
-    functions = declare_functions(config, ops_profile, options.formats, options.activations)
+    weights = model_weights(config, blocks=options.formats.blocks is not None)
+    functions = declare_functions(config, ops_profile, weights, options.formats, options.activations)
     context = declare_context(
         op, config, functions, ops_profile, options.context_length, input_ids, mask, options.activations
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from ..artifact.graph_weights import GraphWeight, TensorKind
 from ..checkpoint.config import LfmConfig
 from .ops import (
     OpsProfile,
@@ -42,9 +44,16 @@ class Functions:
 
 
 def declare_functions(
-    config: LfmConfig, ops_profile: OpsProfile, formats: WeightFormats, activations: ir.DataType = FLOAT
+    config: LfmConfig,
+    ops_profile: OpsProfile,
+    weights: Iterable[GraphWeight],
+    formats: WeightFormats,
+    activations: ir.DataType = FLOAT,
 ) -> Functions:
-    """The functions with bodies that suit a model of this config, ops profile, weight formats and activation type."""
+    """The functions with bodies that suit a model of this config, ops profile, weights and activation type.
+
+    weights: the model's table. formats: of those weights.
+    """
     gated_short_conv = gated_short_conv_function(
         config.conv_L_cache, bias=config.conv_bias, ops_profile=ops_profile, activations=activations
     )
@@ -55,9 +64,11 @@ def declare_functions(
     # All blocks have zero points of their own, or none.
     zero_points = any(not fmt.symmetric for fmt in formats.blocks.values())
     # ONNX Runtime 1.24's QMoE misreads experts of a single block a row.
-    narrowest = min(config.hidden_size, config.moe_intermediate_size)
-    sizes = [fmt.block_size for group, fmt in formats.blocks.items() if group.endswith(".experts")]
-    rows_of_several_blocks = all(narrowest > size for size in sizes)
+    rows_of_several_blocks = all(
+        weight.columns > formats.blocks[weight.group].block_size
+        for weight in weights
+        if weight.kind is TensorKind.EXPERTS and weight.group is not None
+    )
     return Functions(
         gated_short_conv,
         sparse_moe_function(

@@ -10,12 +10,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from math import prod
 from typing import Any
 
+from ..artifact.graph_weights import TensorKind
 from ..checkpoint.config import LfmConfig
-from ..checkpoint.expected_tensors import expected_tensors
+from ..export.decoder import model_weights
 from ..hardware.chips import CHIPS, Chip
+from ..quantize.tensor_groups import tensor_groups
 
 PLANS = ("npu", "hybrid", "cpu")
 WEIGHT_BITS = {"int4": 4.5, "int8": 8.1}
@@ -103,7 +104,7 @@ class PartCost:
 
 @dataclass(frozen=True)
 class Projection:
-    """One model on one chip by one plan; seconds are of one decoded token and of a prompt chunk of ``chunk`` tokens."""
+    """One model on one chip by one plan. launch_share: of a decoded token's time, what starting the parts takes."""
 
     chip: str
     plan: str
@@ -242,18 +243,12 @@ class _Matrices:
 def _matrices(config: LfmConfig) -> dict[int | None, _Matrices]:
     """By layer; None: the LM head. Norms, kernels and the router are a few MB in all and left out."""
     by_layer: dict[int | None, _Matrices] = {}
-    for name, shape in expected_tensors(config):
-        if len(shape) != 2 or name.endswith("feed_forward.gate.weight"):
-            continue
-        if name.startswith("model.embed_tokens") and not config.tie_word_embeddings:
+    for group in tensor_groups(model_weights(config, blocks=True)):
+        if group.kind is TensorKind.EMBEDDING and not config.tie_word_embeddings:
             continue  # one row a token
-        layer, old = _layer(name), by_layer.get(_layer(name), _Matrices())
-        count = prod(shape)
-        new = (old.common, old.experts + count) if ".experts." in name else (old.common + count, old.experts)
-        by_layer[layer] = _Matrices(*new)
+        old, count = by_layer.get(group.layer, _Matrices()), group.parameters
+        is_experts = group.kind is TensorKind.EXPERTS
+        by_layer[group.layer] = _Matrices(
+            old.common + (0 if is_experts else count), old.experts + (count if is_experts else 0)
+        )
     return by_layer
-
-
-def _layer(name: str) -> int | None:
-    prefix = "model.layers."
-    return int(name.removeprefix(prefix).partition(".")[0]) if name.startswith(prefix) else None
