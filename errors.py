@@ -96,3 +96,8 @@ class PromiseError(LfmOnnxError):
     """
 
     exit_code = 1
+
+
+def reason_of(error: BaseException, longest: int = 400) -> str:
+    """What another library's exception says, on one line of at most ``longest`` characters; or its type."""
+    return " ".join(str(error).split())[:longest] or type(error).__name__

@@ -9,7 +9,7 @@ from typing import Any
 
 import tokenizers
 
-from ..errors import InputError, TokenizerError
+from ..errors import InputError, TokenizerError, reason_of
 from ..strict_json import JsonObject
 from .chat_template import THINK_START, ChatTemplate
 from .named_templates import DEFAULT, TOOL_USE, read_templates
@@ -58,7 +58,7 @@ class ChatTokenizer:
         try:
             tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception whatever is wrong
-            raise TokenizerError(f"{path}: not a tokenizer.json that can be read: {_one_line(error)}") from error
+            raise TokenizerError(f"{path}: not a tokenizer.json that can be read: {reason_of(error)}") from error
         return cls(tokenizer, templates, {**_special_tokens(special), **_special_tokens(settings)})
 
     @property
@@ -73,7 +73,7 @@ class ChatTokenizer:
         try:
             return self._tokenizer.encode(text, add_special_tokens=add_special).ids
         except Exception as error:  # lone surrogates, which no UTF-8 text holds
-            raise InputError(f"the text cannot be encoded: {_one_line(error)}") from error
+            raise InputError(f"the text cannot be encoded: {reason_of(error)}") from error
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         """Text of token ids; ids that the tokenizer does not know give nothing, incomplete characters U+FFFD."""
@@ -166,10 +166,6 @@ class StreamingDetokenizer:
 
     def _decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids, skip_special=self._skip_special)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def _require_objects(name: str, values: object) -> None:

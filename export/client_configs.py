@@ -17,7 +17,7 @@ from ..checkpoint.generation_config import GENERATION_CONFIG_NAME, end_token_ids
 from ..checkpoint.named_templates import DEFAULT, TEMPLATE_FOLDER, read_templates, template_path
 from ..checkpoint.sampling_fields import sampling_fields, usable_generation_config
 from ..checkpoint.tokenizer import MAX_TOKENIZER_BYTES
-from ..errors import TokenizerError
+from ..errors import TokenizerError, reason_of
 from ..strict_json import JsonObject, read_untrusted
 from .ops import OpsProfile
 from .portable_template import portable_template
@@ -41,8 +41,9 @@ def require_tokenizer(checkpoint: Checkpoint) -> None:
     try:
         vocabulary(path, path.stat().st_mtime_ns)
     except Exception as error:  # the library raises bare Exception
-        reason = " ".join(str(error).split())
-        raise TokenizerError(f"{path} cannot be used: {reason}; copy it again from the model's repository") from None
+        raise TokenizerError(
+            f"{path} cannot be used: {reason_of(error)}; copy it again from the model's repository"
+        ) from None
 
 
 @lru_cache(maxsize=1)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import CheckpointError, InputError
+from ..errors import CheckpointError, InputError, reason_of
 from .model import TokenIds, greedy_tokens, token_ids
 
 if TYPE_CHECKING:
@@ -50,9 +50,8 @@ class TorchReference:
                     use_safetensors=True,
                 ).eval()
         except (OSError, ValueError, RuntimeError, KeyError) as error:
-            reason = " ".join(str(error).split())[:300]
             raise CheckpointError(
-                f"transformers cannot load {checkpoint.folder}: {reason}; the numpy reference does without it"
+                f"transformers cannot load {checkpoint.folder}: {reason_of(error)}; the numpy reference does without it"
             ) from error
 
         # Its name since 5.24; the older one goes with 5.40.

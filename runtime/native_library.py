@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import ArtifactError, InputError
+from ..errors import ArtifactError, InputError, reason_of
 
 _NAMES = {"win32": "lfm_ops.dll", "darwin": "liblfm_ops.dylib"}
 
@@ -55,9 +55,8 @@ def register_native_ops(options: Any, providers: Sequence[str], native: bool | N
     try:
         options.register_custom_ops_library(str(path))
     except Exception as error:  # ONNX Runtime has a dozen exception types without a common base
-        reason = " ".join(str(error).split())
         raise ArtifactError(
-            f"{path}: ONNX Runtime refuses the native library: {reason}; run without it: `native=False`"
+            f"{path}: ONNX Runtime refuses the native library: {reason_of(error)}; run without it: `native=False`"
         ) from error
 
 

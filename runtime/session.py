@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..artifact.artifact import Artifact
-from ..errors import ArtifactError, InputError
+from ..errors import ArtifactError, InputError, reason_of
 from ..hardware.cores import check_threads
 from .native_library import register_native_ops
 from .session_protocol import SequenceState, own_state
@@ -115,7 +115,7 @@ class DecoderSession:
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # see _load
-            raise ArtifactError(f"ONNX Runtime failed to run the model: {_one_line(error)}") from error
+            raise ArtifactError(f"ONNX Runtime failed to run the model: {reason_of(error)}") from error
         state.advance(total)
         # The logits are bound after the states, so they are the last output.
         return logits if keep == 1 else binding.get_outputs()[-1].numpy()
@@ -165,11 +165,7 @@ def _load(
     try:
         return onnxruntime.InferenceSession(str(model_path), options, providers=wanted)
     except Exception as error:  # ONNX Runtime has a dozen exception types without a common base
-        raise ArtifactError(f"{model_path}: ONNX Runtime cannot load this model: {_one_line(error)}") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:400]
+        raise ArtifactError(f"{model_path}: ONNX Runtime cannot load this model: {reason_of(error)}") from error
 
 
 def _layout(session: Any, model_path: Path, shared: bool) -> StateLayout:

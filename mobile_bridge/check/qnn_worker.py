@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ...runtime.npu.provider import one_line, open_session
+from ...errors import reason_of
+from ...runtime.npu.provider import open_session
 from ...runtime.worker_process import serve
 
 _LOG_EVERYTHING = 0
@@ -33,7 +34,7 @@ def check_graph(request: dict[str, Any]) -> dict[str, Any]:
         session = open_session(graph, provider_options=options, config=strict, log_severity=_LOG_EVERYTHING)
         return {"nodes": _assignment(session), "seconds": time.perf_counter() - started, "error": ""}
     except Exception as error:  # ONNX Runtime's exceptions share no other base
-        first = one_line(error)
+        first = reason_of(error)
     for written in folder.glob("*.json"):
         written.unlink()
     try:
@@ -42,7 +43,7 @@ def check_graph(request: dict[str, Any]) -> dict[str, Any]:
         )
         return {"nodes": _assignment(session), "seconds": time.perf_counter() - started, "error": first}
     except Exception as error:  # as above
-        return {"nodes": [], "seconds": time.perf_counter() - started, "error": f"{first}; {one_line(error)}"}
+        return {"nodes": [], "seconds": time.perf_counter() - started, "error": f"{first}; {reason_of(error)}"}
 
 
 def _assignment(session: Any) -> list[dict[str, str]]:

@@ -10,9 +10,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ...errors import reason_of
 from ...hardware.memory import peak_rss_bytes
 from ...reporting.byte_size import byte_size
-from ...runtime.npu.provider import one_line, open_session
+from ...runtime.npu.provider import open_session
 from ...runtime.worker_process import WorkerError, serve
 
 _LOG_WARNINGS = 2
@@ -55,7 +56,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     try:
         result = compile_graphs(request)
     except Exception as error:  # ONNX Runtime's exceptions share no other base
-        raise WorkerError(one_line(error), "refused") from error
+        raise WorkerError(reason_of(error), "refused") from error
     return {**result, "peak_rss_bytes": peak_rss_bytes()}
 
 

@@ -10,12 +10,11 @@ from ...artifact.artifact import Artifact
 from ...artifact.npu_compiled import compiled_graphs, compiled_socs
 from ...artifact.npu_manifest import NpuManifest
 from ...artifact.npu_parts import NpuGraph
-from ...errors import ArtifactError, InputError, LfmOnnxError
+from ...errors import ArtifactError, InputError, LfmOnnxError, reason_of
 from ...hardware.chips import DEFAULT_CHIP, chip
 from .provider import (
     NpuUnavailable,
     device,
-    one_line,
     open_cpu_session,
     open_session,
     versions,
@@ -46,7 +45,7 @@ class CpuBackend:
         try:
             return open_cpu_session(model or path, self._threads, path.parent)
         except Exception as error:  # ONNX Runtime's exceptions share no other base
-            raise ArtifactError(f"{graph.file}: ONNX Runtime cannot load it: {one_line(error)}") from error
+            raise ArtifactError(f"{graph.file}: ONNX Runtime cannot load it: {reason_of(error)}") from error
 
 
 class QnnBackend:
@@ -89,7 +88,7 @@ class QnnBackend:
         except LfmOnnxError:
             raise
         except Exception as error:  # as above
-            text = one_line(error)
+            text = reason_of(error)
             if "fallback to CPU EP has been explicitly disabled" in text:
                 raise ArtifactError(
                     f"{graph.file}: some nodes do not run on the NPU; `lfm-onnx check {self._folder} --target qnn` "

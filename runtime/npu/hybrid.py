@@ -14,7 +14,7 @@ from ..session_protocol import SequenceState, own_state
 from ..state import DecoderState, Snapshot
 from .quantization import dequantize, quantize
 from .session import NpuSession
-from .state import NpuState
+from .state import NpuState, columns_of
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class HybridState:
             self.cpu.length = total
             targets = self.cpu.past_key_values()
             for pair in self._key_values:
-                columns = _columns(pair.state.axis, start, total)
+                columns = columns_of(pair.state.axis, start, total)
                 real = dequantize(self.npu.arrays[pair.state.part][pair.state.input][columns], pair.value)
                 targets[pair.position][:, :, start:total] = real if pair.state.axis == 2 else real.swapaxes(2, 3)
             for pair in self._convs:
@@ -79,7 +79,7 @@ class HybridState:
             sources = self.cpu.past_key_values()
             for pair in self._key_values:
                 real = sources[pair.position][:, :, self._both : total]
-                columns = _columns(pair.state.axis, self._both, total)
+                columns = columns_of(pair.state.axis, self._both, total)
                 stored = quantize(real if pair.state.axis == 2 else real.swapaxes(2, 3), pair.value)
                 self.npu.arrays[pair.state.part][pair.state.input][columns] = stored
             for pair in self._convs:
@@ -148,7 +148,3 @@ def _pairs(manifest: NpuManifest, cpu: DecoderState) -> tuple[list[_StatePair], 
     if len(pairs[0]) != len(key_values) or len(pairs[1]) != len(convs):
         raise ArtifactError("the CPU's model has other layers: it is not an export of the same checkpoint")
     return pairs
-
-
-def _columns(axis: int, start: int, stop: int) -> tuple[slice, ...]:
-    return (slice(None),) * axis + (slice(start, stop),)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...artifact.npu_compiled import Versions
-from ...errors import LfmOnnxError
+from ...errors import LfmOnnxError, reason_of
 from .windows_catalog import register_catalog
 
 PROVIDER = "QNNExecutionProvider"
@@ -82,7 +82,7 @@ def device() -> NpuDevice:
         try:
             onnxruntime.register_execution_provider_library(PROVIDER, package.get_library_path())
         except Exception as error:  # ONNX Runtime's exceptions share no other base
-            raise NpuUnavailable(f"{PACKAGE} does not load: {one_line(error)}; reinstall it") from error
+            raise NpuUnavailable(f"{PACKAGE} does not load: {reason_of(error)}; reinstall it") from error
         devices = _devices(onnxruntime)
     npus = [item for item in devices if item.device.type == onnxruntime.OrtHardwareDeviceType.NPU]
     cpus = [item for item in devices if item.device.type == onnxruntime.OrtHardwareDeviceType.CPU]
@@ -156,11 +156,6 @@ def _stdout_on_stderr() -> Iterator[None]:
 def _set_weights_folder(options: Any, folder: Path | None) -> None:
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-
-
-def one_line(error: Exception, length: int = 400) -> str:
-    """What an exception says, on one line."""
-    return " ".join(str(error).split())[:length] or type(error).__name__
 
 
 def _devices(onnxruntime: Any) -> list[Any]:

@@ -9,11 +9,11 @@ import numpy as np
 
 from ...artifact.npu_manifest import NpuManifest
 from ...artifact.npu_parts import NpuGraph, NpuPart, NpuPort
-from ...errors import ArtifactError, InputError, LfmOnnxError
+from ...errors import ArtifactError, InputError, LfmOnnxError, reason_of
 from ..session_protocol import SequenceState, own_state
 from .backends import Backend
 from .graph_variants import comparison_variant
-from .provider import NpuUnavailable, one_line
+from .provider import NpuUnavailable
 from .quantization import dequantize, empty
 from .state import NpuState
 from .token_inputs import EmbeddingTable, MaskTable, RotaryTable
@@ -290,7 +290,7 @@ class _PartRun:
         try:
             self.session.run_with_iobinding(binding)
         except Exception as error:  # ONNX Runtime's exceptions share no other base
-            raise NpuUnavailable(f"{self.graph.file} did not run: {one_line(error)}") from error
+            raise NpuUnavailable(f"{self.graph.file} did not run: {reason_of(error)}") from error
 
 
 def _bind(bind: Callable[..., None], name: str, array: np.ndarray) -> None:

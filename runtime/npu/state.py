@@ -42,8 +42,8 @@ class NpuState:
             arrays = self.arrays[state.part]
             if state.append:
                 new = appended[state.part, state.input]
-                kept = _columns(state.axis, 0, count)
-                arrays[state.input][_columns(state.axis, self.length, self.length + count)] = new[kept]
+                kept = columns_of(state.axis, 0, count)
+                arrays[state.input][columns_of(state.axis, self.length, self.length + count)] = new[kept]
             else:
                 spare = self._spare[state.part]
                 arrays[state.input], spare[state.input] = spare[state.input], arrays[state.input]
@@ -70,7 +70,7 @@ class NpuState:
                 if state.part != part.index:
                     continue
                 if state.append:
-                    filled = _columns(state.axis, 0, self.length)
+                    filled = columns_of(state.axis, 0, self.length)
                     larger[state.input][filled] = old[state.input][filled]
                     old[state.input] = larger[state.input]
 
@@ -102,5 +102,6 @@ class NpuState:
         return {value.name: empty(value) for value in graph.inputs if value.role in STATE_ROLES}
 
 
-def _columns(axis: int, start: int, stop: int) -> tuple[slice, ...]:
+def columns_of(axis: int, start: int, stop: int) -> tuple[slice, ...]:
+    """The index of the columns start … stop - 1 of a cache whose columns lie along ``axis``."""
     return (slice(None),) * axis + (slice(start, stop),)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import ArtifactError, InputError
+from ...errors import ArtifactError, InputError, reason_of
 from ..native_library import register_native_ops
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class OnnxModel:
         try:
             found = dict(zip(self._outputs, self._session.run(self._outputs, feeds), strict=True))
         except Exception as error:  # the exceptions of ONNX Runtime share no other base
-            raise ArtifactError(f"{self._model_path}: ONNX Runtime failed to run it: {one_line(error)}") from error
+            raise ArtifactError(f"{self._model_path}: ONNX Runtime failed to run it: {reason_of(error)}") from error
         past = {name: found[_present_name(name)] for name in self._pasts}
         hidden = {name: found[name] for name in self.hidden_states}
         return found["logits"].astype(np.float32, copy=False), OnnxState(whole, past), hidden
@@ -116,7 +116,7 @@ class OnnxModel:
         except ArtifactError:
             raise
         except Exception as error:  # as above
-            raise ArtifactError(f"{self._model_path}: ONNX Runtime cannot load it: {one_line(error)}") from error
+            raise ArtifactError(f"{self._model_path}: ONNX Runtime cannot load it: {reason_of(error)}") from error
         if session.get_providers()[0] != self.provider:
             raise InputError(
                 f'ONNX Runtime could not start {self.provider}; see what it printed, or use `provider="cpu"`'
@@ -176,8 +176,3 @@ def resolve_provider(name: str | None) -> str:
             return str(provider)
     short = ", ".join(provider.removesuffix("ExecutionProvider").lower() for provider in available)
     raise InputError(f"provider {name!r} is not in this ONNX Runtime; it has: {short}")
-
-
-def one_line(error: Exception) -> str:
-    """What an exception says, on one line and not too long."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
