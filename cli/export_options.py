@@ -14,7 +14,7 @@ from ..export.options import ExportOptions
 from ..quantize.calibration_text import DEFAULT_CALIBRATION_TOKENS, LEAST_TOKENS, MOST_TOKENS
 from .finite_float import FiniteFloat
 from .options import PATH, Command, dry_run_option, json_option, threads_option
-from .values import BlockSize, Size
+from .values import BlockSizeChoice, Size
 
 _OPTIONS = (
     click.option("-o", "--output", type=PATH, required=True, help="Folder to write."),
@@ -32,7 +32,7 @@ _OPTIONS = (
         callback=lambda _ctx, _param, value: None if value is None else Method(value),
         help="How blocks are made [default: the precision's best].",
     ),
-    click.option("--block-size", type=BlockSize(), help="Weights per scale [default: 32]."),
+    click.option("--block-size", type=BlockSizeChoice(), help="Weights per scale [default: 32]."),
     click.option("--scale-dtype", type=click.Choice(SCALE_DTYPES), help="Type of the scales [default: float16]."),
     click.option("--zero-points", is_flag=True, help="Store a zero point per block."),
     click.option(

@@ -29,7 +29,7 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.
         return int(size)
 
 
-class BlockSize(click.Choice):  # type: ignore[type-arg]  # generic since click 8.3 only
+class BlockSizeChoice(click.Choice):  # type: ignore[type-arg]  # generic since click 8.3 only
     """A number of weights per scale."""
 
     def __init__(self) -> None:

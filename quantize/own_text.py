@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..checkpoint.expected_tensors import parameter_count
-from ..reference.layers import SequenceState
+from ..reference.layers import LayerStates
 from ..reference.model import Reference
 from .blas_threads import single_threaded_blas
 
@@ -48,7 +48,7 @@ def own_text(checkpoint: Checkpoint, tokens: int, seed: int = 0) -> list[npt.NDA
 
 def _sequence(reference: Reference, first: int, length: int, random: np.random.Generator) -> npt.NDArray[np.int64]:
     ids = [first]
-    state: SequenceState | None = None
+    state: LayerStates | None = None
     while len(ids) < length:
         logits, state = reference.forward(ids[-1:], state, logits="last")
         likelihood = np.exp(logits[-1].astype(np.float64) - logits[-1].max())

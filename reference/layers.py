@@ -46,7 +46,7 @@ class ModelWeights(LayerWeights, Protocol):
 
 
 @dataclass(frozen=True)
-class SequenceState:
+class LayerStates:
     """What a sequence leaves behind after ``length`` tokens; a walk from it fills another, so it can go on twice.
 
     conv: layer -> last conv_L_cache - 1 columns of B * x, ``[L-1, H]``.
@@ -62,14 +62,14 @@ class SequenceState:
 class Step:
     """A sequence's state before its tokens, and the one that the walk fills after them."""
 
-    before: SequenceState
-    after: SequenceState
+    before: LayerStates
+    after: LayerStates
 
     @classmethod
-    def of(cls, tokens: int, before: SequenceState | None = None) -> Step:
+    def of(cls, tokens: int, before: LayerStates | None = None) -> Step:
         """Of ``tokens`` tokens that follow ``before``, or begin the sequence."""
-        before = before or SequenceState()
-        return cls(before, SequenceState(before.length + tokens))
+        before = before or LayerStates()
+        return cls(before, LayerStates(before.length + tokens))
 
 
 def embed(weights: ModelWeights, sequences: Sequence[npt.NDArray[np.int64]]) -> Streams:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
-from .layers import SequenceState, Step, embed, final_norm, head_logits, walk
+from .layers import LayerStates, Step, embed, final_norm, head_logits, walk
 from .weights import CACHE_BYTES, ConvertedWeights, WeightReader, Weights
 
 Array = npt.NDArray[np.float32]
@@ -32,11 +32,11 @@ class Reference:
     def forward(
         self,
         input_ids: TokenIds,
-        state: SequenceState | None = None,
+        state: LayerStates | None = None,
         *,
         hidden: list[Array] | None = None,
         logits: Literal["all", "last"] = "all",
-    ) -> tuple[Array, SequenceState]:
+    ) -> tuple[Array, LayerStates]:
         """Logits of the tokens ``input_ids [T]`` that follow what ``state`` has seen, and the state after them.
 
         ``x = embed(ids)``; for each layer ``x += operator(norm(x)); x += feed_forward(norm(x))``;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from .static_graph import PACKED_GATHER, Node, StaticGraph, Value, Weight, WeightKind
+from .static_graph import PACKED_GATHER, Half, Node, StaticGraph, Value, Weight, WeightKind
 
 OPSET = 24
 IR_VERSION = 11
@@ -29,7 +29,7 @@ class FloatModel:
 
     def __init__(self, graph: StaticGraph, *, keep: frozenset[str] = frozenset()) -> None:
         """keep: values inside that become outputs too, under their own names."""
-        self.weights: dict[str, Weight | tuple[Weight, str]] = {}
+        self.weights: dict[str, Weight | tuple[Weight, Half]] = {}
         self._graph = graph
         self._values: dict[str, ir.Value] = {}
         self._nodes: list[ir.Node] = []
@@ -80,21 +80,19 @@ class FloatModel:
     def _lower_packed(self, node: Node) -> None:
         """Each half of the columns as a weight of its own."""
         weight, chosen = node.inputs
-        for half in node.outputs:
-            part = half.name.rpartition(".")[2]
-            name = f"{weight.name}.{part}"
-            source = Value(f"{name}.float", (weight.shape[0], *half.shape[1:]))
+        for half, output in zip((Half.HIGH, Half.LOW), node.outputs, strict=True):
+            source = Value(f"{weight.name}.{half.value}.float", (weight.shape[0], *output.shape[1:]))
             if source.name not in self._values:
                 self._initializers.append(self._declare(source))
-                self.weights[source.name] = (self._graph.weights[weight.name], part)
+                self.weights[source.name] = (self._graph.weights[weight.name], half)
             result = self._values[source.name]
             self._nodes.append(
                 ir.node(
                     "Gather",
                     [result, self._use(chosen)],
                     attributes={"axis": 0},
-                    outputs=[self._declare(half)],
-                    name=half.name,
+                    outputs=[self._declare(output)],
+                    name=output.name,
                 )
             )
 

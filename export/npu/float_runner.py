@@ -40,7 +40,7 @@ class Ranges:
 
 
 @dataclass
-class SequenceState:
+class FloatState:
     """States of one sequence by input name, and the cache columns that are filled."""
 
     filled: int = 0
@@ -121,13 +121,13 @@ class FloatPart:
             graphs = [graph.ending_at(until) for graph in graphs]
         self.prefill, self.decode = (FloatGraph(graph, weights, ranges=ranges) for graph in graphs)
 
-    def new_state(self) -> SequenceState:
+    def new_state(self) -> FloatState:
         inputs = self.decode.graph.inputs
-        return SequenceState(
+        return FloatState(
             arrays={port.name: np.zeros(port.value.shape, np.float32) for port in inputs if port.role in STATE_ROLES}
         )
 
-    def feed(self, hidden: Array, state: SequenceState, *, prefill: bool) -> dict[str, Array]:
+    def feed(self, hidden: Array, state: FloatState, *, prefill: bool) -> dict[str, Array]:
         """hidden [n, H] of the next n tokens (decode: 1) → the graph's outputs that are no states, [n, …] each.
 
         Prefill puts tokens of padding behind them up to the chunk. ``state`` is brought forward by n tokens.
@@ -148,7 +148,7 @@ class FloatPart:
         self._advance(state, graph.graph, found, valid)
         return {port.name: found[port.name][0, :valid] for port in graph.graph.outputs if port.layer is None}
 
-    def _advance(self, state: SequenceState, graph: StaticGraph, outputs: dict[str, Array], valid: int) -> None:
+    def _advance(self, state: FloatState, graph: StaticGraph, outputs: dict[str, Array], valid: int) -> None:
         columns = slice(state.filled, state.filled + valid)
         for port in graph.outputs:
             if port.role == "conv_state":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .static_graph import Array, Weight, WeightKind
+from .static_graph import Array, Half, Weight, WeightKind
 
 PIECE_ELEMENTS = 4 << 20
 """Elements of a weight that are read at a time."""
@@ -82,13 +82,13 @@ def _least_error(rows: Array, largest: Array) -> Array:
     return result
 
 
-def packed_half(weight: Weight, part: str) -> Array:
-    """What the packed form gives for half of the columns: in steps of 1/7, the "low" half divided by 16."""
+def packed_half(weight: Weight, half: Half) -> Array:
+    """What the packed form gives for half of the columns: in steps of 1/7, the low half divided by 16."""
     experts, inputs, outputs = weight.value.shape
-    half = outputs // 2
-    columns = slice(0, half) if part == "high" else slice(half, outputs)
-    result = np.empty((experts, inputs, half), np.float32)
+    middle = outputs // 2
+    columns = slice(0, middle) if half is Half.HIGH else slice(middle, outputs)
+    result = np.empty((experts, inputs, middle), np.float32)
     for expert in range(experts):
         rows = normalized(weight.rows(expert, expert + 1), packed=True)
         result[expert] = rows[columns].T * np.float32(PACKED_STEPS)
-    return result if part == "high" else result / np.float32(16)
+    return result if half is Half.HIGH else result / np.float32(16)

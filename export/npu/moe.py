@@ -123,17 +123,17 @@ class _ExpertMatrix:
         largest = _extremes(rows, size, packed)
         half = outputs // 2
         # Packed, the low half comes as b/16, and both in units of 1/7 of the column's extreme.
-        parts = {"all": (1.0, 0, outputs)}
+        pieces = {"all": (1.0, 0, outputs)}
         if packed:
-            parts = {"high": (1 / PACKED_STEPS, 0, half), "low": (16 / PACKED_STEPS, half, outputs)}
+            pieces = {"high": (1 / PACKED_STEPS, 0, half), "low": (16 / PACKED_STEPS, half, outputs)}
         self._scales = {
-            part: graph.weight(
-                f"{name}.{part}.scales",
+            piece: graph.weight(
+                f"{name}.{piece}.scales",
                 (experts, 1, last - first),
                 WeightKind.TABLE,
                 _scaled(largest, slice(first, last), factor),
             )
-            for part, (factor, first, last) in parts.items()
+            for piece, (factor, first, last) in pieces.items()
         }
 
     def product(self, graph: StaticGraph, x: Value, chosen: Value) -> Value:
@@ -143,19 +143,20 @@ class _ExpertMatrix:
             codes = graph.fixed(graph.gather(f"{name}.chosen", self._weight, chosen, 0), -1.0, 1.0)
             return self._scaled_product(graph, "all", x, codes, chosen)
         shape = (chosen.shape[0], x.shape[-1], self._weight.shape[-1] // 2)
-        halves = tuple(Value(f"{graph.prefix}{name}.{part}", shape) for part in self._scales)
+        halves = tuple(Value(f"{graph.prefix}{name}.{piece}", shape) for piece in self._scales)
         graph.emit_packed_gather(self._weight, chosen, (halves[0], halves[1]))
         for half, largest in zip(halves, (PACKED_STEPS, PACKED_STEPS / 16), strict=True):
             graph.fixed(half, -largest, largest)
         products = [
-            self._scaled_product(graph, part, x, half, chosen) for part, half in zip(self._scales, halves, strict=True)
+            self._scaled_product(graph, piece, x, half, chosen)
+            for piece, half in zip(self._scales, halves, strict=True)
         ]
         return graph.concat(f"{name}.out", products, 2)
 
-    def _scaled_product(self, graph: StaticGraph, part: str, x: Value, matrix: Value, chosen: Value) -> Value:
-        name = f"{self._name}.{part}"
+    def _scaled_product(self, graph: StaticGraph, piece: str, x: Value, matrix: Value, chosen: Value) -> Value:
+        name = f"{self._name}.{piece}"
         product = graph.matmul(f"{name}.normalized", x, matrix)
-        scales = graph.gather(f"{name}.chosen_scales", self._scales[part], chosen, 0)
+        scales = graph.gather(f"{name}.chosen_scales", self._scales[piece], chosen, 0)
         return graph.mul(f"{name}.scaled", product, scales)
 
 

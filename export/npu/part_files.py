@@ -22,7 +22,7 @@ from .ordered_work import in_order
 from .part_graph import Phase
 from .qdq_model import QdqModel
 from .quantization import QuantizationParameters
-from .static_graph import StaticGraph, Weight, WeightKind
+from .static_graph import Half, StaticGraph, Weight, WeightKind
 from .weight_codes import StoredAs, quantize_weight
 from .weight_inputs import WeightInputs
 
@@ -149,7 +149,7 @@ class PartWriter:
         self.weight_bytes[file] = sizes
 
 
-def _float(name: str, weight: Weight | tuple[Weight, str]) -> Arrays:
+def _float(name: str, weight: Weight | tuple[Weight, Half]) -> Arrays:
     return {name: packed_half(*weight) if isinstance(weight, tuple) else float_array(weight)}
 
 

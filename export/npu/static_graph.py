@@ -57,6 +57,14 @@ class WeightKind(Enum):
     """Small tensors that meet activations elementwise: 16 bits."""
 
 
+class Half(Enum):
+    """Which half of an EXPERTS weight's columns, where two 4-bit codes share a byte."""
+
+    HIGH = "high"
+    """The first columns, in the byte's high bits."""
+    LOW = "low"
+
+
 @dataclass(frozen=True)
 class Weight:
     """An initializer and where its float32 values come from.
