@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +14,15 @@ TOOL_CALL_START = "<|tool_call_start|>"
 TOOL_CALL_END = "<|tool_call_end|>"
 # Python's parser needs memory far above the text's own size; no real call comes near this.
 MAX_CALL_CHARACTERS = 200_000
+_MOST_LEVELS = 100
+_MOST_BITS = 1024
+"""Of an integer: those of the largest float64, beyond which JSON's numbers mean something else to every reader."""
 _JSON_NAMES = {"true": True, "false": False, "null": None}
 
 
 @dataclass(frozen=True)
 class ToolCall:
-    """One call that the model asks for; ``arguments`` holds plain data only, as JSON knows it."""
+    """One call that the model asks for; name and ``arguments`` are what a JSON text of them reads back as."""
 
     name: str
     arguments: dict[str, Any]
@@ -90,7 +94,7 @@ def _json_call(item: Any) -> ToolCall:
         arguments = _json_value(arguments)
     if not isinstance(arguments, dict):
         raise _Malformed("expected the arguments as an object")
-    return ToolCall(item["name"], arguments)
+    return ToolCall(_json_text(item["name"]), _json_data(arguments))
 
 
 def _python_calls(text: str) -> list[ToolCall]:
@@ -116,7 +120,7 @@ def _python_call(node: ast.expr) -> ToolCall:
         if keyword.arg is None or keyword.arg in arguments:
             raise _Malformed("expected each argument once, by name")
         arguments[keyword.arg] = _plain_value(keyword.value)
-    return ToolCall(name + _dotted_name(node.func), arguments)
+    return ToolCall(name + _dotted_name(node.func), _json_data(arguments))
 
 
 def _dotted_name(node: ast.expr) -> str:
@@ -143,6 +147,40 @@ def _plain_value(node: ast.expr) -> Any:
     if value is not None and not isinstance(value, (str, int, float, bool)):
         raise _Malformed(f"expected plain data, found {type(value).__name__}")
     return value
+
+
+def _json_data(value: Any, level: int = 0) -> Any:
+    """Plain data as JSON holds it: keys are texts, numbers finite; _Malformed for what it cannot hold."""
+    if level > _MOST_LEVELS:
+        raise _Malformed("nested too deeply")
+    if isinstance(value, str):
+        return _json_text(value)
+    if isinstance(value, list):
+        return [_json_data(item, level + 1) for item in value]
+    if isinstance(value, dict):
+        members = {_json_key(key): _json_data(item, level + 1) for key, item in value.items()}
+        if len(members) < len(value):
+            raise _Malformed("expected each key once")
+        return members
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _Malformed("expected finite numbers")
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        raise _Malformed("expected numbers within float64")
+    return value
+
+
+def _json_key(key: str | float) -> str:
+    if isinstance(key, bool):
+        return "true" if key else "false"
+    return _json_text(key) if isinstance(key, str) else str(_json_data(key))
+
+
+def _json_text(text: str) -> str:
+    """Halves of a character, written as two escapes, put together; _Malformed for a half alone."""
+    try:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError as error:
+        raise _Malformed("expected whole characters") from error
 
 
 def _escape_line_breaks(text: str) -> str:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from lfm_onnx.runtime.tool_calls import MAX_CALL_CHARACTERS, ToolCall, parse_tool_calls
+from lfm_onnx.strict_json import parse_json
 
 
 def read(block: str) -> list[tuple[str, dict[str, Any]]]:
@@ -36,6 +37,8 @@ def read(block: str) -> list[tuple[str, dict[str, Any]]]:
         (r'[f(pattern="\d+")]', [("f", {"pattern": r"\d+"})]),
         ('[f(text="größer 🙂")]', [("f", {"text": "größer 🙂"})]),
         ("[f(t=(1, 2))]", [("f", {"t": [1, 2]})]),
+        (r"[f(text='done \ud83d\ude00', x={'\ud83d\ude00': 1})]", [("f", {"text": "done 😀", "x": {"😀": 1}})]),
+        ("[f(x={2: 'a', 2.5: 'b', True: 'c'})]", [("f", {"x": {"2": "a", "2.5": "b", "true": "c"}})]),
     ],
 )
 def test_pythonic_calls(block: str, calls: list[tuple[str, dict[str, Any]]]) -> None:
@@ -90,6 +93,17 @@ def test_text_before_between_and_after_is_content() -> None:
         '{"arguments": {}}',
         '{"name": "f", "arguments": [1]}',
         "[f(a='" + "x" * MAX_CALL_CHARACTERS + "')]",
+        "[f(a=1e999)]",
+        "[f(a=[-1e999])]",
+        "[f(a={1e999: 1})]",
+        "[f(a={1: 1, '1': 2})]",
+        "[f(a=0x" + "f" * 5000 + ")]",
+        r"[f(a='\ud83d')]",
+        r"[f(a={'\ude00': 1})]",
+        '{"name": "f", "arguments": {"a": 1e999}}',
+        '{"name": "f", "arguments": {"a": "\\ud83d"}}',
+        '{"name": "\\ud83d", "arguments": {}}',
+        '{"name": "f", "arguments": {"a": ' + "[" * 400 + "]" * 400 + "}}",
     ],
     ids=lambda block: block[:40],
 )
@@ -129,3 +143,28 @@ def test_whatever_arguments_are_written_are_read_back(given_arguments: dict[str,
 def test_any_text_is_taken_apart_without_an_error(text: str) -> None:
     parsed = parse_tool_calls(f"<|tool_call_start|>{text}<|tool_call_end|>")
     assert all(isinstance(call.name, str) and isinstance(call.arguments, dict) for call in parsed.calls)
+
+
+# What Python's and JSON's syntax can write, of which JSON holds a part.
+LITERALS = st.recursive(
+    st.sampled_from(["1e999", "-1e999", "0x" + "f" * 400, "1_0", "None", "true", "1j", "b'x'", "2 ** 3", "nan"])
+    | st.floats().map(repr)
+    | st.integers().map(repr)
+    | st.text(st.sampled_from("a\\ud83e0x'\"\n")).map(lambda text: f"'{text}'"),
+    lambda inner: (
+        st.lists(inner, max_size=3).map(lambda items: f"[{', '.join(items)}]")
+        | st.lists(st.tuples(inner, inner), max_size=3).map(
+            lambda items: "{" + ", ".join(f"{key}: {value}" for key, value in items) + "}"
+        )
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=300)
+@given(LITERALS, st.booleans())
+def test_what_is_read_is_valid_json_and_reads_back_the_same(literal: str, as_json: bool) -> None:
+    text = f'{{"name": "f", "arguments": {{"a": {literal}}}}}' if as_json else f"[f(a={literal})]"
+    for call in parse_tool_calls(f"<|tool_call_start|>{text}<|tool_call_end|>").calls:
+        written = json.dumps(call.arguments, allow_nan=False, ensure_ascii=False).encode("utf-8")
+        assert parse_json(written) == call.arguments
