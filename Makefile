@@ -71,6 +71,7 @@ lint-python: $(TEST_VENV)/installed
 	$(TEST_VENV)/$(BIN)/ruff format --check .
 	rm -rf .lint && mkdir -p .lint && ln -s .. .lint/lfm_onnx
 	MYPYPATH=.lint $(TEST_VENV)/$(BIN)/mypy -p lfm_onnx
+	$(TEST_VENV)/$(BIN)/mypy --config-file tests/mypy.ini tests
 
 lint-native: build/native-linted
 

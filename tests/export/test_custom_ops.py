@@ -307,7 +307,7 @@ def moe_inputs(
 
 def check_moe(runner: str, case: dict[str, Array], top_k: int, norm: bool, scale: float) -> Array:
     (y,) = runner_of(runner, moe_model, top_k, norm, scale)(**case)
-    assert_close(y, sparse_moe_formula(*case.values(), top_k, norm, scale))
+    assert_close(y, sparse_moe_formula(**case, top_k=top_k, norm=norm, scale=scale))
     return y
 
 
@@ -358,7 +358,7 @@ def test_of_equal_experts_the_first_are_chosen(runner: str, top_k: int) -> None:
     y = check_moe(runner, case, top_k, True, 1.0)
     only_first = {**case, "gate_up": case["gate_up"][:top_k], "down": case["down"][:top_k]}
     only_first |= {"router_weight": case["router_weight"][:top_k], "expert_bias": case["expert_bias"][:top_k]}
-    assert_close(y, sparse_moe_formula(*only_first.values(), top_k, True, 1.0))
+    assert_close(y, sparse_moe_formula(**only_first, top_k=top_k, norm=True, scale=1.0))
 
 
 @runners
@@ -378,7 +378,7 @@ def test_experts_that_are_all_the_same_give_that_expert(runner: str) -> None:
     one = {name: value[:1] if value.shape[0] == 8 else value for name, value in case.items()}
     one["router_weight"], one["expert_bias"] = one["router_weight"] + 1, one["expert_bias"]
     two = check_moe(runner, case, 2, True, 1.0)
-    alone = sparse_moe_formula(*one.values(), 1, True, 1.0)
+    alone = sparse_moe_formula(**one, top_k=1, norm=True, scale=1.0)
     assert_close(two, alone, 1e-4)  # but for the 1e-6 that is added to the sum
 
 
@@ -402,7 +402,7 @@ def test_a_large_bias_chooses_but_does_not_weigh(runner: str) -> None:
     case["expert_bias"][[2, 6]] = 100
     y = check_moe(runner, case, 2, True, 1.0)
     chosen = {name: value[[2, 6]] if value.shape[0] == 8 else value for name, value in case.items()}
-    assert_close(y, sparse_moe_formula(*chosen.values(), 2, True, 1.0))
+    assert_close(y, sparse_moe_formula(**chosen, top_k=2, norm=True, scale=1.0))
 
 
 @runners
@@ -436,7 +436,7 @@ def test_weights_may_be_initializers_of_either_precision(runner: str, dtype: ir.
 
     (y,) = ort_session(model).run(None, {"x": case["x"]})
 
-    assert_close(y, sparse_moe_formula(*case.values(), 2, True, 1.0), 1e-5 if dtype == FLOAT else 3e-3)
+    assert_close(y, sparse_moe_formula(**case, top_k=2, norm=True, scale=1.0), 1e-5 if dtype == FLOAT else 3e-3)
 
 
 _PEAK_OF_A_PREFILL = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -256,7 +257,9 @@ def test_split_qkv_norm_normalizes_each_head_of_queries_and_keys(
 # --- SparseMoE --------------------------------------------------------------------------------------------------------
 
 
-def sparse_moe(runner: str, fmt: BlockFormat, x: Array, *, contrib: bool = True, hidden: int = 256, width: int = 128):
+def sparse_moe(
+    runner: str, fmt: BlockFormat, x: Array, *, contrib: bool = True, hidden: int = 256, width: int = 128
+) -> Any:
     """(y, what the formula gives): 8 experts, 2 a token, a bias that changes choices, scaled by 1.5."""
     router, bias = activations(8, hidden, seed=3) / np.float32(hidden**0.5), activations(8, seed=4)
     w13, w2 = Weight(fmt, 8, 2 * width, hidden, seed=5), Weight(fmt, 8, hidden, width, seed=6)

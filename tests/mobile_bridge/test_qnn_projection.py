@@ -6,6 +6,7 @@ import dataclasses
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lfm_onnx.errors import InputError
@@ -41,7 +42,7 @@ def test_chips_are_found_by_any_spelling_and_listed_once() -> None:
 
 
 @pytest.mark.parametrize("figure", PUBLISHED, ids=lambda figure: f"{figure.model} on {figure.chip}")
-def test_published_rates_are_met_within_half(figure) -> None:
+def test_published_rates_are_met_within_half(figure: Any) -> None:
     where, speed = chip(figure.chip), speed_of(chip(figure.chip))
     share = speed.npu_bandwidth_share if figure.plan == "npu" else speed.cpu_bandwidth_share
     assert share * where.memory_bandwidth / figure.weight_bytes == pytest.approx(figure.tokens_per_s, rel=0.5)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -188,7 +189,9 @@ def activations(seed: int, *shape: int) -> Array:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def function_result(function: ir.Function, feeds: Tensors, tensors: Tensors, attributes: Mapping[str, int | float]):
+def function_result(
+    function: ir.Function, feeds: Tensors, tensors: Tensors, attributes: Mapping[str, int | float]
+) -> Any:
     """What onnx's evaluator makes of the function's ai.onnx body."""
     model = one_node_model(function.name, feeds, tensors, attributes, len(function.outputs), function)
     return ReferenceEvaluator(model).run(None, dict(feeds))

@@ -175,12 +175,12 @@ class _Graph:
         real = self.node("DequantizeLinear", [quantized, scales, zeros], f"{name}_weight_real", axis=1)
         return self.node("MatMul", [left, real], name)
 
-    def build(self) -> tuple[onnx.ModelProto, list[dict], list[dict]]:
+    def build(self) -> Built:
         infos = [
             [helper.make_tensor_value_info(v["name"], _onnx_dtype(v["dtype"]), v["shape"]) for v in values]
             for values in (self.inputs, self.outputs)
         ]
-        graph = helper.make_graph(self.nodes, "toy", *infos, self.initializers)
+        graph = helper.make_graph(self.nodes, "toy", infos[0], infos[1], self.initializers)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=11)
         onnx.checker.check_model(model)
         return model, self.inputs, self.outputs
@@ -194,7 +194,11 @@ def _onnx_dtype(name: str) -> int:
     return {"uint16": TensorProto.UINT16, "uint8": TensorProto.UINT8, "int32": TensorProto.INT32}[name]
 
 
-def _first_part(model: ToyModel, tokens: int, context: int, _refused: bool):
+Built = tuple[onnx.ModelProto, list[dict], list[dict]]
+"""A part, its inputs and its outputs."""
+
+
+def _first_part(model: ToyModel, tokens: int, context: int, _refused: bool) -> Built:
     g = _Graph()
     x = g.input("hidden_states", "hidden", [1, tokens, HIDDEN], _U16)
     past = g.input("past_conv.0", "conv_state", [1, 2, HIDDEN], _U16, layer=0)
@@ -218,7 +222,7 @@ def _first_part(model: ToyModel, tokens: int, context: int, _refused: bool):
     return g.build()
 
 
-def _second_part(model: ToyModel, tokens: int, context: int, refused: bool):
+def _second_part(model: ToyModel, tokens: int, context: int, refused: bool) -> Built:
     g = _Graph()
     x = g.input("hidden_states", "hidden", [1, tokens, HIDDEN], _U16)
     mask = g.input("attention_mask", "mask", [1, 1, tokens, context + tokens], _MASK)

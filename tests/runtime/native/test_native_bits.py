@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -26,7 +28,7 @@ formats = st.sampled_from(FORMATS)
 EVERY_FORMAT = pytest.mark.parametrize("fmt", FORMATS, ids=repr)
 
 
-def cases(fmt: Format, tokens: int, activation_bits: int):
+def cases(fmt: Format, tokens: int, activation_bits: int) -> Any:
     """(op, x, tensors, attributes, outputs) of every op with weights, at sizes that fill several tasks."""
     weight, x = Weight(fmt, 500, 300), activations(1, tokens, 300)
     yield "QLinear", x, qlinear_tensors(x, weight), qlinear_attributes(fmt, weight, activation_bits)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -136,14 +137,14 @@ class BreaksAfter:
     def __init__(self, inner: CpuBackend, runs: int) -> None:
         self.inner, self.left = inner, runs
 
-    def open(self, graph, model=None):
+    def open(self, graph: Any, model: Any = None) -> Any:
         session, backend = self.inner.open(graph, model), self
 
         class Session:
-            def __getattr__(self, name):
+            def __getattr__(self, name: str) -> Any:
                 return getattr(session, name)
 
-            def run_with_iobinding(self, binding):
+            def run_with_iobinding(self, binding: Any) -> None:
                 backend.left -= 1
                 if backend.left < 0:
                     raise RuntimeError("device lost")
