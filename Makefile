@@ -13,13 +13,14 @@ BIN := Scripts
 else
 BIN := bin
 endif
-# Torch is installed before the rest so that its CPU build is the one that the other packages find.
-TORCH := torch==2.13.0
+# The versions that the tests run with. They bind what is installed, and install nothing that is not asked for: torch may
+# be its CPU build, which needs no CUDA packages.
+LOCK := requirements-dev.lock
 
 NATIVE_SOURCES := $(wildcard $(foreach name,* */* */*/*,runtime/native/$(name).cc runtime/native/$(name).h) \
 	benchmarks/kernels/*.cc benchmarks/kernels/*.h)
 
-.PHONY: demo test test-oldest-runtime test-npu test-npu-long npu-full-model test-arm64 test-windows lint lint-python
+.PHONY: demo test test-oldest-runtime test-oldest-python test-npu test-npu-long npu-full-model test-arm64 test-windows lint lint-python
 .PHONY: lint-native hooks lock wheel clean sample
 
 demo: $(DEMO_VENV)/installed
@@ -39,6 +40,13 @@ test-oldest-runtime: $(TEST_VENV)/installed $(OLDEST)/onnxruntime/__init__.py
 		tests/runtime/native/test_native_ops.py tests/runtime/native/test_native_moe.py \
 		tests/runtime/native/test_native_attention.py tests/runtime/native/test_native_library.py \
 		tests/export/test_quantized_ops.py tests/export/test_custom_ops.py tests/export/test_export_quantized.py
+
+# Python 3.10 has ONNX Runtime up to 1.23 and transformers up to 5.20: what is the same with these.
+test-oldest-python: $(TEST_VENV)/installed
+	$(TEST_VENV)/$(BIN)/python -m pytest -q -n 2 --dist loadscope -k "not npu and not renders_as_in_transformers" \
+		tests/checkpoint tests/artifact tests/export/test_export_graph.py tests/export/test_custom_ops.py \
+		tests/export/test_export_quantized.py tests/export/test_export_parity.py tests/runtime/test_generate.py \
+		tests/runtime/native/test_native_ops.py
 
 # What is compiled for Qualcomm's NPU, on the compiler and the emulator that the package of its provider holds. It lies
 # beside the environment: `make test` is the same with and without it.
@@ -89,6 +97,13 @@ hooks: $(TEST_VENV)/installed
 wheel: $(DEMO_VENV)/installed
 	LFM_ONNX_BUILD_NATIVE=1 $(DEMO_VENV)/$(BIN)/python -m pip wheel -q --disable-pip-version-check --no-deps -w dist .
 
+# Newer versions for the tests: those that are there now.
+lock:
+	$(PYTHON) -m venv build/lock
+	build/lock/$(BIN)/python -m pip install -q --disable-pip-version-check uv
+	build/lock/$(BIN)/uv pip compile -q --universal --python-version 3.10 --upgrade --no-header --no-annotate \
+		--no-emit-index-url --extra dev pyproject.toml -o $(LOCK)
+
 # Retrains samples/tiny_lfm from its seed.
 sample: $(TEST_VENV)/installed
 	$(TEST_VENV)/$(BIN)/python samples/train_tiny.py
@@ -98,10 +113,9 @@ $(DEMO_VENV)/installed: pyproject.toml
 	$(DEMO_VENV)/$(BIN)/python -m pip install -q --disable-pip-version-check -e .
 	touch $@
 
-$(TEST_VENV)/installed: pyproject.toml
+$(TEST_VENV)/installed: pyproject.toml $(LOCK)
 	$(PYTHON) -m venv $(TEST_VENV)
-	$(TEST_VENV)/$(BIN)/python -m pip install -q --disable-pip-version-check "$(TORCH)"
-	$(TEST_VENV)/$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[dev]"
+	$(TEST_VENV)/$(BIN)/python -m pip install -q --disable-pip-version-check -c $(LOCK) -e ".[dev]"
 	touch $@
 
 $(OLDEST)/onnxruntime/__init__.py: $(TEST_VENV)/installed
