@@ -7,7 +7,7 @@ OLDEST_VERSION := 1.24.4
 OLDEST := .onnxruntime-$(OLDEST_VERSION)
 QNN_VERSION := 2.7.0
 QNN := .onnxruntime-qnn-$(QNN_VERSION)
-NPU_TESTS := tests/export/npu tests/runtime/npu tests/mobile_bridge tests/hardware/test_npu_compile_cost.py \
+NPU_TESTS := tests/export/npu tests/runtime/npu tests/mobile_bridge tests/hardware/test_compile_cost.py \
 	tests/cli/test_npu_command.py
 ifeq ($(OS),Windows_NT)
 BIN := Scripts
