@@ -9,7 +9,7 @@ LARGEST_GRAPH_BYTES = 3_500_000_000
 """Weights of one graph; above it the compiler fails with code 1002."""
 
 # Measured with graphs of LFM2.5-8B-A1B's widths on two x86-64 cores with QAIRT 2.51:
-# tests/hardware/test_npu_compile_cost.py.
+# tests/hardware/test_compile_cost.py.
 _BASE_MEMORY = 300_000_000
 _MEMORY_PER_BYTE = 5.5
 _BASE_SECONDS = 2.0
