@@ -31,7 +31,7 @@ def route(graph: StaticGraph, x: Value, weights: WeightSources, config: LfmConfi
     scores = graph.sigmoid("router", graph.matmul("gate", x, gate))
     ranked = scores
     if config.use_expert_bias:
-        bias = graph.weight("expert_bias", (experts,), WeightKind.TABLE, weights.tensor("expert_bias"))
+        bias = graph.weight("expert_bias", (experts,), WeightKind.TABLE, weights.tensor("expert_bias", _finite_bias))
         ranked = graph.add("router.biased", scores, bias)
     chosen = graph.top_k("router.chosen", ranked, k)
     picked = graph.emit("GatherElements", [scores, chosen], "router.picked", chosen.shape, axis=2)
@@ -40,6 +40,12 @@ def route(graph: StaticGraph, x: Value, weights: WeightSources, config: LfmConfi
     axes = graph.constant("router.total.axes", [2])
     total = graph.emit("ReduceSum", [picked, axes], "router.total", (*chosen.shape[:2], 1), keepdims=1)
     return chosen, graph.fixed(graph.elementwise("Div", "router.weights", picked, total), 0.0, 1.0)
+
+
+def _finite_bias(bias: Array) -> Array:
+    """-inf, by which an expert is pruned, as a number that none of s (0 to 1) makes up for: codes hold no infinity."""
+    finite = bias[np.isfinite(bias)]
+    return bias if finite.size == bias.size else np.where(np.isfinite(bias), bias, finite.min(initial=0.0) - 2)
 
 
 def _weights_by_expert(graph: StaticGraph, x: Value, weights: WeightSources, config: LfmConfig) -> Value:

@@ -120,6 +120,16 @@ def test_raw_text_is_encoded_with_the_special_tokens_that_the_tokenizer_adds(
     assert own.decode(own.encode("größer 🙂 <think>x")) == "größer 🙂 <think>x"
 
 
+def test_a_begin_token_is_doubled_only_where_transformers_doubles_it(
+    own: ChatTokenizer, theirs: PreTrainedTokenizerFast
+) -> None:
+    bos = own.special_tokens["bos_token"]
+    chat = own.encode(own.render([{"role": "user", "content": "Hi"}]))
+    assert chat.count(own.token_id(bos)) == 1 == own.encode("Hi", add_special=True).count(own.token_id(bos))
+    for text in (bos + "Hi", bos + bos, "Hi" + bos):
+        assert own.encode(text, add_special=True) == theirs.encode(text)
+
+
 def test_settings_left_over_from_training_neither_cut_nor_pad_a_prompt(tiny_lfm: Path, tmp_path: Path) -> None:
     tokenizer = tokenizers.Tokenizer.from_file(str(tiny_lfm / "tokenizer.json"))
     tokenizer.enable_truncation(4)

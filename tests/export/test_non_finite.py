@@ -75,9 +75,10 @@ def test_every_kind_of_tensor_is_looked_at(name: str, folder: Path, tmp_path: Pa
     assert done.exit_code == 2 and f'tensor "{name}" holds nan' in done.stderr
 
 
-def test_an_expert_may_be_pruned_by_a_bias_of_minus_infinity(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["fp32", "npu q8"])
+def test_an_expert_may_be_pruned_by_a_bias_of_minus_infinity(target: str, folder: Path, tmp_path: Path) -> None:
     _spoil(folder, "model.layers.2.feed_forward.expert_bias", -np.inf)
-    done = _export(folder, tmp_path / "out", TARGETS["fp32"])
+    done = _export(folder, tmp_path / "out", TARGETS[target])
     assert done.exit_code == 0, done.output
 
 
