@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..quantize.own_text import writes_own_text
 from ..quantize.quantization import calibration_sequences
 from .notes import checkpoint_notes
-from .npu import NpuOptions, NpuWeights, PartPlan, export_npu, plan_parts
+from .npu import NpuOptions, NpuWeights, PartPlan, export_npu
 
 WEIGHTS = {"q4": NpuWeights.INT4, "q8": NpuWeights.INT8}
 DEFAULT_PRECISION = "q4"
@@ -142,15 +142,7 @@ def plan_npu(source: Checkpoint, request: NpuRequest) -> NpuPlan:
     if request.weight_budget is not None:
         options = replace(options, weight_budget=request.weight_budget)
     options.check(source)
-    parts = plan_parts(
-        source.config,
-        options.weights,
-        weight_budget=options.weight_budget,
-        memory_budget=options.memory_budget,
-        decode=options.decode,
-        prefill=options.prefill,
-        lengths=len(options.context_lengths),
-    )
+    parts = options.parts(source.config)
     return NpuPlan(source, request, precision, options, tuple(parts))
 
 

@@ -28,7 +28,7 @@ from .float_model import OPSET
 from .manifest_entries import states_of
 from .options import NpuOptions
 from .part_export import PartExport
-from .parts import NpuWeights, PartPlan, plan_parts
+from .parts import NpuWeights, PartPlan
 from .quantization import Range
 from .weight_inputs import WeightInputs
 
@@ -53,15 +53,7 @@ def export_npu(
     if options.tokenizer:
         require_tokenizer(checkpoint)
     check_client_files(checkpoint)
-    parts = plan_parts(
-        checkpoint.config,
-        options.weights,
-        weight_budget=options.weight_budget,
-        memory_budget=options.memory_budget,
-        decode=options.decode,
-        prefill=options.prefill,
-        lengths=len(options.context_lengths),
-    )
+    parts = options.parts(checkpoint.config)
     check_target(output, replace=options.replace, source=checkpoint.folder)
     sequences = _sequences(checkpoint, options)
     staging = Staging(output, _fingerprint(checkpoint, options, parts, sequences), replace=options.replace)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from .static_graph import PACKED_GATHER, Half, Node, StaticGraph, Value, Weight, WeightKind
+from .float_weights import FloatWeight
+from .static_graph import PACKED_GATHER, Half, Node, StaticGraph, Value, WeightKind
 
 OPSET = 24
 IR_VERSION = 11
@@ -29,7 +30,7 @@ class FloatModel:
 
     def __init__(self, graph: StaticGraph, *, keep: frozenset[str] = frozenset()) -> None:
         """keep: values inside that become outputs too, under their own names."""
-        self.weights: dict[str, Weight | tuple[Weight, Half]] = {}
+        self.weights: dict[str, FloatWeight] = {}
         self._graph = graph
         self._values: dict[str, ir.Value] = {}
         self._nodes: list[ir.Node] = []
@@ -65,7 +66,7 @@ class FloatModel:
             if value.name in self._graph.constants:
                 result.const_value = ir.tensor(self._graph.constants[value.name], name=value.name)
             else:
-                self.weights[value.name] = self._graph.weights[value.name]
+                self.weights[value.name] = FloatWeight(self._graph.weights[value.name])
             self._initializers.append(result)
         return self._values[value.name]
 
@@ -84,7 +85,7 @@ class FloatModel:
             source = Value(f"{weight.name}.{half.value}.float", (weight.shape[0], *output.shape[1:]))
             if source.name not in self._values:
                 self._initializers.append(self._declare(source))
-                self.weights[source.name] = (self._graph.weights[weight.name], half)
+                self.weights[source.name] = FloatWeight(self._graph.weights[weight.name], half)
             result = self._values[source.name]
             self._nodes.append(
                 ir.node(

@@ -15,7 +15,6 @@ from ...artifact.npu_parts import STATE_ROLES
 from ...checkpoint.checkpoint import Checkpoint
 from .call_inputs import attention_mask, rotary_inputs, state_columns
 from .float_model import FloatModel
-from .float_weights import float_array, packed_half
 from .part_graph import MoeForm, PartShape, Phase, declare_part
 from .static_graph import Array, StaticGraph
 
@@ -56,9 +55,9 @@ class FloatGraph:
         self.graph = graph
         self._ranges = ranges
         self._weights: dict[str, Array] = {}
-        for name, weight in lowered.weights.items():
+        for name, source in lowered.weights.items():
             if name not in weights:
-                weights[name] = packed_half(*weight) if isinstance(weight, tuple) else float_array(weight)
+                weights[name] = source.array()
             self._weights[name] = weights[name]
         model = lowered.model
         for name in self._weights:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from .static_graph import Array, Half, Weight, WeightKind
@@ -18,6 +20,17 @@ few steps the many small weights gain more from finer ones than the few large on
 
 _CACHED_ELEMENTS = 1 << 16
 """Weights that stay in a core's cache while those are tried."""
+
+
+@dataclass(frozen=True)
+class FloatWeight:
+    """What one initializer of a float graph holds: a whole weight, or one half of its columns in their packed form."""
+
+    weight: Weight
+    half: Half | None = None
+
+    def array(self) -> Array:
+        return float_array(self.weight) if self.half is None else packed_half(self.weight, self.half)
 
 
 def row_pieces(weight: Weight) -> list[tuple[int, int]]:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ...checkpoint.checkpoint import Checkpoint
+from ...checkpoint.config import LfmConfig
 from ...errors import InputError
 from ...hardware.cores import check_threads
 from .calibration import CalibrationOptions, Ids
 from .part_graph import MoeForm
-from .parts import WEIGHT_BUDGET, NpuWeights
+from .parts import WEIGHT_BUDGET, NpuWeights, PartPlan, plan_parts
 from .quantization import FOREIGN_HEADROOM, HEADROOM
 
 
@@ -60,6 +61,18 @@ class NpuOptions:
     @property
     def prefill(self) -> MoeForm:
         return self.decode if self.share_experts else MoeForm.WIDE
+
+    def parts(self, config: LfmConfig) -> list[PartPlan]:
+        """What a model is cut into; see ``plan_parts``."""
+        return plan_parts(
+            config,
+            self.weights,
+            weight_budget=self.weight_budget,
+            memory_budget=self.memory_budget,
+            decode=self.decode,
+            prefill=self.prefill,
+            lengths=len(self.context_lengths),
+        )
 
     def check(self, checkpoint: Checkpoint) -> None:
         """InputError where a number does not fit the model."""

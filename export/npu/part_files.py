@@ -17,12 +17,12 @@ import onnx_ir as ir
 from ... import __version__
 from ...hardware.cores import thread_count
 from .float_model import FloatModel
-from .float_weights import float_array, packed_half
+from .float_weights import FloatWeight
 from .ordered_work import in_order
 from .part_graph import Phase
 from .qdq_model import QdqModel
 from .quantization import QuantizationParameters
-from .static_graph import Half, StaticGraph, Weight, WeightKind
+from .static_graph import StaticGraph, Weight, WeightKind
 from .weight_codes import StoredAs, quantize_weight
 from .weight_inputs import WeightInputs
 
@@ -57,6 +57,19 @@ class Stored:
     nbytes: int
 
 
+@dataclass(frozen=True)
+class _Content:
+    """What makes the initializers of one weight, and the layer that it belongs to."""
+
+    layer: int | None
+    arrays: Callable[[], Arrays]
+
+    @property
+    def order(self) -> tuple[bool, int]:
+        """Layer by layer, as several graphs read the same tensors of the checkpoint; weights of no layer come last."""
+        return self.layer is None, self.layer or 0
+
+
 class PartWriter:
     """Writes graphs and weights of one part into ``folder``; a weight that several graphs use is written once."""
 
@@ -83,17 +96,18 @@ class PartWriter:
     def write(self, graphs: list[DeclaredGraph]) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         models: dict[str, ir.Model] = {}
-        weights: dict[str, Callable[[], Arrays]] = {}
+        weights: dict[str, _Content] = {}
         for declared in graphs:
             models[declared.file], added = self._lower(declared.graph)
             weights |= added
-        # Layer by layer, as several graphs read the same tensors of the checkpoint in different forms.
-        names = sorted(weights, key=_layer)
+        contents = sorted(weights.values(), key=lambda content: content.order)
         with (
             (self._folder / WEIGHTS_FILE).open("wb") as out,
             ThreadPoolExecutor(thread_count(self._threads)) as pool,
         ):
-            for _, arrays in in_order(pool, lambda name: weights[name](), names, ahead=thread_count(self._threads) + 1):
+            for _, arrays in in_order(
+                pool, lambda item: item.arrays(), contents, ahead=thread_count(self._threads) + 1
+            ):
                 for name, array in arrays.items():
                     self._put(name, array, out)
             out.flush()
@@ -103,14 +117,17 @@ class PartWriter:
             model.producer_name, model.producer_version = "lfm-onnx", __version__
             ir.save(model, self._folder / file)
 
-    def _lower(self, graph: StaticGraph) -> tuple[ir.Model, dict[str, Callable[[], Arrays]]]:
+    def _lower(self, graph: StaticGraph) -> tuple[ir.Model, dict[str, _Content]]:
         """The model without the data of its large weights, and by name what makes their initializers."""
         if self._quantization is None:
             lowered = FloatModel(graph)
-            return lowered.model, {name: partial(_float, name, weight) for name, weight in lowered.weights.items()}
+            return lowered.model, {
+                name: _Content(source.weight.layer, partial(_float, name, source))
+                for name, source in lowered.weights.items()
+            }
         quantized = QdqModel(graph, self._quantization, self._stored_as)
         return quantized.model, {
-            name: partial(_codes, name, weight, stored_as, self._inputs)
+            name: _Content(weight.layer, partial(_codes, name, weight, stored_as, self._inputs))
             for name, (weight, stored_as) in quantized.weights.items()
         }
 
@@ -149,16 +166,10 @@ class PartWriter:
         self.weight_bytes[file] = sizes
 
 
-def _float(name: str, weight: Weight | tuple[Weight, Half]) -> Arrays:
-    return {name: packed_half(*weight) if isinstance(weight, tuple) else float_array(weight)}
+def _float(name: str, source: FloatWeight) -> Arrays:
+    return {name: source.array()}
 
 
 def _codes(name: str, weight: Weight, stored_as: StoredAs, inputs: WeightInputs | None) -> Arrays:
     made = quantize_weight(weight, stored_as, inputs)
     return {name: made.codes, f"{name}.scale": made.scales} if weight.kind is WeightKind.LINEAR else {name: made.codes}
-
-
-def _layer(name: str) -> tuple[int, int]:
-    """Weights of no layer come last."""
-    first, _, rest = name.partition(".")
-    return (0, int(rest.partition(".")[0])) if first == "layers" else (1, 0)

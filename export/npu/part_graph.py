@@ -115,7 +115,7 @@ def _layer(
     moe: MoeForm,
 ) -> Value:
     """x += operator(operator_norm(x)); x += feed_forward(ffn_norm(x))."""
-    layer = graph.scope(f"layers.{i}.")
+    layer = graph.scope(f"layers.{i}.", layer=i)
     y = norm(layer, "operator_norm", x, weights, config.norm_eps)
     if config.layer_types[i] == "conv":
         past = graph.input(f"past_conv.{i}", (1, config.conv_L_cache - 1, config.hidden_size), "conv_state", layer=i)

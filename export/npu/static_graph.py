@@ -77,6 +77,8 @@ class Weight:
     value: Value
     kind: WeightKind
     rows: Rows
+    layer: int | None = None
+    """None: of none."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +105,11 @@ class StaticGraph:
     fixed_ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Ranges known without calibration."""
     prefix: str = ""
+    layer: int | None = None
+    """Of the weights that are declared here."""
 
-    def scope(self, prefix: str) -> StaticGraph:
-        return replace(self, prefix=self.prefix + prefix)
+    def scope(self, prefix: str, layer: int | None = None) -> StaticGraph:
+        return replace(self, prefix=self.prefix + prefix, layer=self.layer if layer is None else layer)
 
     def input(
         self,
@@ -141,7 +145,7 @@ class StaticGraph:
 
     def weight(self, name: str, shape: Sequence[int], kind: WeightKind, rows: Rows) -> Value:
         value = Value(self.prefix + name, tuple(shape))
-        self.weights[value.name] = Weight(value, kind, rows)
+        self.weights[value.name] = Weight(value, kind, rows, self.layer)
         return value
 
     def constant(self, name: str, numbers: Sequence[int]) -> Value:
