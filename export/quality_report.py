@@ -70,7 +70,7 @@ def _variants(written: Quantization) -> Iterator[tuple[str, Quantization]]:
 def _original(quantization: Quantization) -> VariantResult:
     checkpoint = quantization.checkpoint
     nbytes = sum(4 * checkpoint.nbytes(name) // _ITEM_BYTES[checkpoint.dtype(name)] for name in checkpoint.names())
-    return VariantResult("fp32", "", "float32", nbytes, 32.0, kld=0.0, kld_standard_error=0.0, top1=1.0)
+    return VariantResult("fp32", None, "float32", nbytes, 32.0, kld=0.0, kld_standard_error=0.0, top1=1.0)
 
 
 _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
@@ -85,7 +85,7 @@ def _measured(exported: Exported, name: str, quantization: Quantization, text: H
     names = {fmt.name for fmt in formats.values()}
     return VariantResult(
         name,
-        quantization.recipe.method.value,
+        quantization.recipe.method,
         names.pop() if len(names) == 1 else "mixed",
         lay_out(plan.checkpoint, plan.options, plan.precision, quantization).weight_bytes,
         bits,
@@ -111,7 +111,7 @@ def _tensor(exported: Exported, group: TensorGroup, reports: dict[str, dict[str,
         8 * nbytes / group.parameters,
         nbytes,
         group.parameters,
-        recipe.method.value,
+        recipe.method,
         error=_largest(known, "relative_error"),
         round_to_nearest_error=_largest(known, "round_to_nearest_error"),
         sensitivity=None if exported.plan.chosen is None else exported.plan.chosen.effect(group.name),

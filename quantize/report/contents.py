@@ -6,17 +6,19 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from ...artifact.method import Method
+
 
 @dataclass(frozen=True)
 class VariantResult:
     """One way to store the weights, in ``bytes``; None: not measured.
 
     kld: mean nats against the unquantized model on held-out text. top1: a share from 0 to 1.
-    chosen: the one that was written. method: "" where nothing is quantized.
+    chosen: the one that was written. method: None where nothing is quantized.
     """
 
     name: str
-    method: str
+    method: Method | None
     formats: str
     bytes: int
     bits_per_weight: float
@@ -42,7 +44,7 @@ class TensorResult:
     bits_per_weight: float
     bytes: int
     parameters: int
-    method: str
+    method: Method
     error: float | None = None
     round_to_nearest_error: float | None = None
     sensitivity: float | None = None

@@ -192,7 +192,7 @@ def _cells_frame(axes: Axes, columns: list[str], rows: list[str], xlabel: str) -
 
 def _plotted(report: QuantizationReport) -> list[VariantResult]:
     """Those that are quantized: beside 16-bit floats, the differences among them would vanish."""
-    return [v for v in report.variants if v.method and _is_positive(v.kld)]
+    return [v for v in report.variants if v.method is not None and _is_positive(v.kld)]
 
 
 def _place(tensor: TensorResult) -> int:

@@ -44,7 +44,7 @@ def _variants(report: QuantizationReport) -> Table:
         rows.append(
             (
                 v.name + (" (written)" if v.chosen else ""),
-                v.method,
+                "" if v.method is None else v.method.value,
                 v.formats,
                 f"{v.bytes:,}",
                 f"{v.bits_per_weight:.4g}",
@@ -84,7 +84,7 @@ def _tensors(report: QuantizationReport) -> Table:
             t.format,
             f"{t.bits_per_weight:.4g}",
             f"{t.bytes:,}",
-            t.method,
+            t.method.value,
             _figure(t.error),
             _figure(t.round_to_nearest_error),
             _change(t.error, t.round_to_nearest_error),

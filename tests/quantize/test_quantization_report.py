@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from lfm_onnx.artifact.method import Method
 from lfm_onnx.errors import InputError, OutputError
 from lfm_onnx.quantize.report.contents import (
     ExpertUsage,
@@ -26,14 +27,14 @@ HOSTILE = "<script>alert('1')</script> & \"x\" $\\frac$ \x00\n| `y` \ud800 مر�
 
 def example(layers: int = 6, experts: int = 8, name: str = "q4 gptq") -> QuantizationReport:
     tensors = [
-        TensorResult("model.embed_tokens", "embedding", None, "int8-block32", 8.5, 68_000, 64_000, "search", 0.01)
+        TensorResult("model.embed_tokens", "embedding", None, "int8-block32", 8.5, 68_000, 64_000, Method.SEARCH, 0.01)
     ]
     usage = []
     for layer in range(layers):
         prefix = f"model.layers.{layer}."
         kind, role = ("attention", "self_attn.out_proj") if layer % 3 == 2 else ("conv", "conv.out_proj")
         tensors.append(
-            TensorResult(prefix + role, kind, layer, "int4-block32", 4.5, 2_304, 4_096, "gptq", 0.06, 0.08, 1e-3)
+            TensorResult(prefix + role, kind, layer, "int4-block32", 4.5, 2_304, 4_096, Method.GPTQ, 0.06, 0.08, 1e-3)
         )
         if layer >= 2:
             tokens = tuple((layer * 37 + expert * 53) % 200 for expert in range(experts))
@@ -48,16 +49,16 @@ def example(layers: int = 6, experts: int = 8, name: str = "q4 gptq") -> Quantiz
                     4.5,
                     92_160,
                     163_840,
-                    "gptq",
+                    Method.GPTQ,
                     0.09,
                     0.1,
                 )
             )
     variants = (
-        VariantResult("fp16", "", "float16", 1_600_000, 16.0, 1e-6, 1e-7, 0.9996),
-        VariantResult("q4 rtn", "rtn", "int4-block32", 450_000, 4.5, 0.09, 0.01, 0.88, seconds=4.0),
-        VariantResult(name, "gptq", "mixed", 470_000, 4.7, 0.04, 0.005, 0.93, chosen=True, seconds=61.5),
-        VariantResult("q8", "search", "int8-block32", 850_000, 8.5),
+        VariantResult("fp16", None, "float16", 1_600_000, 16.0, 1e-6, 1e-7, 0.9996),
+        VariantResult("q4 rtn", Method.RTN, "int4-block32", 450_000, 4.5, 0.09, 0.01, 0.88, seconds=4.0),
+        VariantResult(name, Method.GPTQ, "mixed", 470_000, 4.7, 0.04, 0.005, 0.93, chosen=True, seconds=61.5),
+        VariantResult("q8", Method.SEARCH, "int8-block32", 850_000, 8.5),
     )
     return QuantizationReport(
         identity={"checkpoint": "LFM2-sample", "method": "gptq"},
@@ -159,7 +160,7 @@ def test_the_verdict_says_whether_each_promise_was_kept(tmp_path: Path) -> None:
 
 
 def hostile_tensor(tensor: TensorResult) -> TensorResult:
-    return replace(tensor, name=HOSTILE, tensor_class=HOSTILE, format=HOSTILE, method=HOSTILE)
+    return replace(tensor, name=HOSTILE, tensor_class=HOSTILE, format=HOSTILE)
 
 
 def test_hostile_names_are_shown_and_never_run(tmp_path: Path) -> None:
@@ -167,7 +168,7 @@ def test_hostile_names_are_shown_and_never_run(tmp_path: Path) -> None:
     hostile = replace(
         base,
         identity={"checkpoint": HOSTILE, HOSTILE: HOSTILE},
-        variants=(replace(base.variants[2], name=HOSTILE, method=HOSTILE, formats=HOSTILE),),
+        variants=(replace(base.variants[2], name=HOSTILE, formats=HOSTILE),),
         tensors=tuple(hostile_tensor(t) for t in base.tensors),
         experts=(ExpertUsage(2, (1, 2), (1, 99), HOSTILE),),
         promises=(Promise(HOSTILE, 1.0, 2.0, HOSTILE),),
@@ -236,8 +237,8 @@ def test_classes_add_up_to_all_tensors() -> None:
     embedding = classes[0]
     assert embedding.bits_per_weight == pytest.approx(8.5) and embedding.round_to_nearest_error is None
     two = (
-        TensorResult("a", "x", 0, "f", 4.5, 9, 16, "rtn", 3.0),
-        TensorResult("b", "x", 1, "f", 4.5, 9, 16, "rtn", 4.0),
+        TensorResult("a", "x", 0, "f", 4.5, 9, 16, Method.RTN, 3.0),
+        TensorResult("b", "x", 1, "f", 4.5, 9, 16, Method.RTN, 4.0),
     )
     assert by_class(two)[0].error == pytest.approx(math.sqrt(12.5))
 
