@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from ..hardware.cores import check_threads
 from .native_library import register_native_ops
 from .session_protocol import SequenceState, own_state
 from .state import DecoderState, StateLayout
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession, IOBinding, NodeArg
 
 _DTYPES: dict[str, np.dtype] = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
 _PAST_KEY_VALUE = re.compile(r"past_key_values\.(\d+)\.(key|value)")
@@ -43,9 +46,7 @@ class DecoderSession:
         core. native: False goes without the native library, None takes it where it is there. Raises InputError for an
         unknown provider, ArtifactError for a model that cannot be loaded.
         """
-        import onnxruntime
-
-        self._session = _load(onnxruntime, model_path, providers, threads, native)
+        self._session = _load(model_path, providers, threads, native)
         self.layout = _layout(self._session, model_path, shared)
         outputs = {value.name: value for value in self._session.get_outputs()}
         self._logits_dtype = _dtype(outputs["logits"], model_path)
@@ -120,7 +121,7 @@ class DecoderSession:
         # The logits are bound after the states, so they are the last output.
         return logits if keep == 1 else binding.get_outputs()[-1].numpy()
 
-    def _bind_fixed(self, binding: Any, state: DecoderState, total: int) -> None:
+    def _bind_fixed(self, binding: IOBinding, state: DecoderState, total: int) -> None:
         for (past, present), read, written in zip(
             self.layout.convs, state.past_convs(), state.present_convs(), strict=True
         ):
@@ -128,7 +129,7 @@ class DecoderSession:
             _bind_output(binding, present, written)
         self._bind_key_values(binding, state, total)
 
-    def _bind_key_values(self, binding: Any, state: DecoderState, total: int) -> None:
+    def _bind_key_values(self, binding: IOBinding, state: DecoderState, total: int) -> None:
         for (past, present), read, written in zip(
             self.layout.key_values, state.past_key_values(), state.present_key_values(total), strict=True
         ):
@@ -136,17 +137,19 @@ class DecoderSession:
             _bind_output(binding, present, written)
 
 
-def _bind_input(binding: Any, name: str, array: np.ndarray) -> None:
+def _bind_input(binding: IOBinding, name: str, array: np.ndarray) -> None:
     binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
 
-def _bind_output(binding: Any, name: str, array: np.ndarray) -> None:
+def _bind_output(binding: IOBinding, name: str, array: np.ndarray) -> None:
     binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
 
 def _load(
-    onnxruntime: Any, model_path: Path, providers: Sequence[str] | None, threads: int | None, native: bool | None
-) -> Any:
+    model_path: Path, providers: Sequence[str] | None, threads: int | None, native: bool | None
+) -> InferenceSession:
+    import onnxruntime
+
     check_threads(threads)
     wanted = list(providers or ["CPUExecutionProvider"])
     available = onnxruntime.get_available_providers()
@@ -168,7 +171,7 @@ def _load(
         raise ArtifactError(f"{model_path}: ONNX Runtime cannot load this model: {reason_of(error)}") from error
 
 
-def _layout(session: Any, model_path: Path, shared: bool) -> StateLayout:
+def _layout(session: InferenceSession, model_path: Path, shared: bool) -> StateLayout:
     key_values: list[tuple[str, str]] = []
     convs: list[tuple[str, str]] = []
     inputs = {value.name: value for value in session.get_inputs()}
@@ -199,13 +202,13 @@ def _layout(session: Any, model_path: Path, shared: bool) -> StateLayout:
     )
 
 
-def _dtype(value: Any, model_path: Path) -> np.dtype:
+def _dtype(value: NodeArg, model_path: Path) -> np.dtype:
     if value.type not in _DTYPES:
         raise ArtifactError(f"{model_path}: {value.name}: expected float or float16, found {value.type}")
     return _DTYPES[value.type]
 
 
-def _static(size: Any, name: str, model_path: Path) -> int:
+def _static(size: object, name: str, model_path: Path) -> int:
     if not isinstance(size, int) or size < 1:
         raise ArtifactError(f"{model_path}: {name}: expected a fixed size, found {size!r}")
     return size

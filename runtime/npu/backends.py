@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ...artifact.artifact import Artifact
 from ...artifact.npu_compiled import compiled_graphs, compiled_socs
@@ -20,6 +20,9 @@ from .provider import (
     versions,
 )
 
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
 BACKENDS = ("qnn", "cpu")
 
 
@@ -29,7 +32,7 @@ class Backend(Protocol):
     name: str
     """As reports say it."""
 
-    def open(self, graph: NpuGraph, model: bytes | None = None) -> Any:
+    def open(self, graph: NpuGraph, model: bytes | None = None) -> InferenceSession:
         """An InferenceSession of ``graph``, or of ``model``, a variant of it. Raises LfmOnnxError."""
 
 
@@ -40,7 +43,7 @@ class CpuBackend:
         self._folder, self._threads = artifact.folder, threads
         self.name = "ONNX Runtime CPU, the same quantized graphs"
 
-    def open(self, graph: NpuGraph, model: bytes | None = None) -> Any:
+    def open(self, graph: NpuGraph, model: bytes | None = None) -> InferenceSession:
         path = self._folder / graph.file
         try:
             return open_cpu_session(model or path, self._threads, path.parent)
@@ -76,7 +79,7 @@ class QnnBackend:
         if not self._compiled:
             self.name += ", compiled at load"
 
-    def open(self, graph: NpuGraph, model: bytes | None = None) -> Any:
+    def open(self, graph: NpuGraph, model: bytes | None = None) -> InferenceSession:
         path = self._folder / graph.file
         compiled = self._compiled.get(graph.file) if model is None else None
         config = {"ep.share_ep_contexts": "1"} if self._share and compiled else {}

@@ -10,11 +10,14 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...artifact.npu_compiled import Versions
 from ...errors import LfmOnnxError, reason_of
 from .windows_catalog import register_catalog
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession, OrtEpDevice, SessionOptions
 
 PROVIDER = "QNNExecutionProvider"
 PACKAGE = "onnxruntime-qnn"
@@ -42,7 +45,7 @@ class NpuDevice:
 
     name: str
     emulator: bool
-    handle: Any
+    handle: OrtEpDevice
 
 
 @functools.cache
@@ -73,17 +76,17 @@ def device() -> NpuDevice:
         raise NpuUnavailable(
             f"the NPU needs onnxruntime {oldest} or later, found {onnxruntime.__version__}: update onnxruntime"
         )
-    devices = _devices(onnxruntime)
+    devices = _devices()
     if not devices:
         register_catalog()
-        devices = _devices(onnxruntime)
+        devices = _devices()
     if not devices:
         package = _package()
         try:
             onnxruntime.register_execution_provider_library(PROVIDER, package.get_library_path())
         except Exception as error:  # ONNX Runtime's exceptions share no other base
             raise NpuUnavailable(f"{PACKAGE} does not load: {reason_of(error)}; reinstall it") from error
-        devices = _devices(onnxruntime)
+        devices = _devices()
     npus = [item for item in devices if item.device.type == onnxruntime.OrtHardwareDeviceType.NPU]
     cpus = [item for item in devices if item.device.type == onnxruntime.OrtHardwareDeviceType.CPU]
     if npus:
@@ -101,7 +104,7 @@ def open_session(
     fallback: bool = False,
     log_severity: int = _LOG_FATAL_ONLY,
     weights_folder: Path | None = None,
-) -> Any:
+) -> InferenceSession:
     """An InferenceSession on the NPU or its emulator.
 
     provider_options: beside COMPILE_OPTIONS. config: session configuration entries. fallback: nodes that the NPU does
@@ -122,7 +125,9 @@ def open_session(
         return onnxruntime.InferenceSession(model if isinstance(model, bytes) else str(model), options)
 
 
-def open_cpu_session(model: Path | bytes, threads: int | None = None, weights_folder: Path | None = None) -> Any:
+def open_cpu_session(
+    model: Path | bytes, threads: int | None = None, weights_folder: Path | None = None
+) -> InferenceSession:
     """The same quantized graph on ONNX Runtime's CPU kernels, each Quantize and Dequantize computed as it stands."""
     import onnxruntime
 
@@ -153,12 +158,14 @@ def _stdout_on_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def _set_weights_folder(options: Any, folder: Path | None) -> None:
+def _set_weights_folder(options: SessionOptions, folder: Path | None) -> None:
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
 
 
-def _devices(onnxruntime: Any) -> list[Any]:
+def _devices() -> list[OrtEpDevice]:
+    import onnxruntime
+
     return [item for item in onnxruntime.get_ep_devices() if item.ep_name == PROVIDER]
 
 

@@ -17,7 +17,7 @@ from ...checkpoint.checkpoint import Checkpoint
 from ...checkpoint.generation_config import GENERATION_CONFIG_NAME, end_token_ids, read_generation_config
 from ...checkpoint.sampling_fields import sampling_fields, usable_generation_config
 from ...errors import ArtifactError
-from ...strict_json import parse_json, shown
+from ...strict_json import JsonObject, read_untrusted, shown
 from .report.contents import Check
 
 GENAI_CONFIG_NAME = "genai_config.json"
@@ -69,19 +69,22 @@ def _genai(
 ) -> list[str]:
     """Its dimensions, special tokens, sampling and graph."""
     try:
-        data = parse_json((artifact.folder / GENAI_CONFIG_NAME).read_bytes())
-        model, search = data["model"], data["search"]
-        decoder = model["decoder"]
-        ends = model["eos_token_id"]
-        found = {
-            "eos_token_id": sorted(set(ends if isinstance(ends, list) else [ends])),
-            **{key: model.get(key) for key in ("bos_token_id", "pad_token_id", "vocab_size", "context_length")},
-            **{key: decoder.get(key) for key in ("head_size", *_GENAI_DIMENSIONS)},
-            **{key: search.get(key) for key in _GENAI_SAMPLING},
-        }
-        graph = decoder.get("filename")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return [f"cannot be read: {type(error).__name__}: {error}"]
+        data = JsonObject.parse(
+            read_untrusted(artifact.folder / GENAI_CONFIG_NAME, ArtifactError), GENAI_CONFIG_NAME, ArtifactError
+        )
+        model, search = data.object("model"), data.object("search")
+        decoder = model.object("decoder")
+        listed = isinstance(model.data.get("eos_token_id"), list)
+        ends = model.integers("eos_token_id") if listed else [model.integer("eos_token_id")]
+    except ArtifactError as error:
+        return [f"cannot be read: {error}"]
+    found = {
+        "eos_token_id": sorted(set(ends)),
+        **{key: model.data.get(key) for key in ("bos_token_id", "pad_token_id", "vocab_size", "context_length")},
+        **{key: decoder.data.get(key) for key in ("head_size", *_GENAI_DIMENSIONS)},
+        **{key: search.data.get(key) for key in _GENAI_SAMPLING},
+    }
+    graph = decoder.data.get("filename")
     config, sampling = checkpoint.config, sampling_fields(generation).values
     expected = {
         "eos_token_id": list(end_ids),
