@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from artifact_factory import ArtifactFactory
-from client_cases import MAX_NEW_TOKENS, Cases, cases_of, profile_artifact
+from client_cases import MAX_NEW_TOKENS, Cases, answers_of_transformers_js, cases_of, profile_artifact
 from lfm_onnx.artifact.artifact import Artifact
 from lfm_onnx.runtime.parity.onnx_model import OnnxModel
 
-CLIENTS = Path(__file__).parent
 PROFILES = ["custom-q4", "custom-q8", "custom-q4f16", "standard-q4"]
 
 
@@ -76,21 +72,7 @@ def test_genai_answers_as_plain_onnx_runtime(
 @pytest.fixture(scope="module", params=["node", "wasm"])
 def answers_in_javascript(request: pytest.FixtureRequest, artifacts: dict[str, Path], cases: Cases) -> Any:
     """{profile: what transformers.js gave}."""
-    node = shutil.which("node")
-    if node is None or not (CLIENTS / "node_modules" / "@huggingface" / "transformers" / "package.json").is_file():
-        pytest.skip("needs Node and tests/clients/node_modules; `make test` installs them where npm is present")
-    job = {
-        "artifacts": {profile: str(folder) for profile, folder in artifacts.items()},
-        "conversations": [{"messages": talk.messages, "tools": talk.tools} for talk in cases.conversations[:1]],
-        "prompts": cases.prompts,
-        "follow_up": cases.follow_up,
-        "max_new_tokens": MAX_NEW_TOKENS,
-        "pad_token_id": cases.pad,
-    }
-    script = [node, str(CLIENTS / "run_artifacts.mjs"), request.param]
-    done = subprocess.run(script, input=json.dumps(job), capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)["artifacts"]
+    return answers_of_transformers_js(artifacts, cases, request.param, cases.conversations[:1])["artifacts"]
 
 
 @pytest.mark.parametrize("profile", PROFILES)

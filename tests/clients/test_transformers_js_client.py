@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from artifact_factory import ArtifactFactory
-from client_cases import MAX_NEW_TOKENS, PROFILES, Cases, cases_of, export, profile_artifact
+from client_cases import PROFILES, Cases, answers_of_transformers_js, cases_of, export, profile_artifact
 from lfm_onnx.checkpoint.checkpoint import Checkpoint
-
-CLIENTS = Path(__file__).parent
-NODE_PACKAGES = ("@huggingface/transformers", "onnxruntime-node", "onnxruntime-web")
 
 
 @pytest.fixture(scope="module")
@@ -23,31 +19,11 @@ def cases(tiny_lfm: Path) -> Cases:
     return cases_of(tiny_lfm)
 
 
-@pytest.fixture(scope="session")
-def node() -> str:
-    program = shutil.which("node")
-    if program is None:
-        pytest.skip("needs Node, which is not on the PATH")
-    if not all((CLIENTS / "node_modules" / name / "package.json").is_file() for name in NODE_PACKAGES):
-        pytest.skip("transformers.js is not installed in tests/clients; `make test` installs it where npm is present")
-    return program
-
-
 @pytest.fixture(scope="module", params=["node", "wasm"])
-def results(request: pytest.FixtureRequest, node: str, cases: Cases, exported_artifact: ArtifactFactory) -> Any:
+def results(request: pytest.FixtureRequest, cases: Cases, exported_artifact: ArtifactFactory) -> Any:
     """What one run of transformers.js gave for the artifacts of all profiles: {profile: results}."""
-    job = {
-        "artifacts": {profile: str(profile_artifact(exported_artifact, profile)) for profile in PROFILES},
-        "conversations": [{"messages": talk.messages, "tools": talk.tools} for talk in cases.conversations],
-        "prompts": cases.prompts,
-        "follow_up": cases.follow_up,
-        "max_new_tokens": MAX_NEW_TOKENS,
-        "pad_token_id": cases.pad,
-    }
-    script = [node, str(CLIENTS / "run_artifacts.mjs"), request.param]
-    done = subprocess.run(script, input=json.dumps(job), capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    output = json.loads(done.stdout)
+    artifacts = {profile: profile_artifact(exported_artifact, profile) for profile in PROFILES}
+    output = answers_of_transformers_js(artifacts, cases, request.param, cases.conversations)
     print(output["versions"])
     return {"runtime": request.param, **output["artifacts"]}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import onnx
@@ -10,10 +11,11 @@ import onnxruntime as ort
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from lfm_onnx.artifact.formats import BLOCK_SIZES, SCALE_DTYPES, BlockFormat, dequantize
+from lfm_onnx.artifact.formats import BLOCK_SIZES, SCALE_DTYPES, BlockFormat, QuantizedRows, dequantize
 from lfm_onnx.artifact.int4 import pack_int4, unpack_int4
 from lfm_onnx.artifact.precision import FP16, PRECISIONS, Q4, Q8
 from lfm_onnx.quantize.round_to_nearest import quantize_round_to_nearest
+from lfm_onnx.quantize.scale_search import quantize_scale_search
 from onnx import TensorProto, helper, numpy_helper
 
 FORMATS = [
@@ -150,14 +152,17 @@ def test_the_largest_weight_of_a_block_is_kept(fmt: BlockFormat) -> None:
     np.testing.assert_allclose(found[at], weights[at], rtol=tolerance)
 
 
+@pytest.mark.parametrize("quantize", [quantize_round_to_nearest, quantize_scale_search])
 @every_format
-def test_what_the_codes_can_say_exactly_is_said_exactly(fmt: BlockFormat) -> None:
+def test_what_the_codes_can_say_exactly_is_said_exactly(
+    fmt: BlockFormat, quantize: Callable[[np.ndarray, BlockFormat], QuantizedRows]
+) -> None:
     """Quantizing values that are already codes times a power of two changes nothing."""
     codes = np.random.default_rng(0).integers(0, fmt.max_code + 1, (4, 2 * fmt.block_size))
     codes[:, :: fmt.block_size] = 0
     codes[:, 1 :: fmt.block_size] = fmt.max_code
     weights = ((codes - fmt.zero_point) * 0.125).astype(np.float32)
-    np.testing.assert_array_equal(dequantize(quantize_round_to_nearest(weights, fmt), fmt, weights.shape[1]), weights)
+    np.testing.assert_array_equal(dequantize(quantize(weights, fmt), fmt, weights.shape[1]), weights)
 
 
 @every_format

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from artifact_factory import SAMPLE, ArtifactFactory
 from lfm_onnx.artifact.precision import FP16, FP32, PRECISIONS
 from lfm_onnx.checkpoint.checkpoint import Checkpoint
@@ -15,6 +19,8 @@ from lfm_onnx.export import ExportOptions, OpsProfile, export_checkpoint
 from lfm_onnx.reference.model import Reference
 from transformers import AutoTokenizer
 
+CLIENTS = Path(__file__).parents[1] / "clients"
+NODE_PACKAGES = ("@huggingface/transformers", "onnxruntime-node", "onnxruntime-web")
 MAX_NEW_TOKENS = 32
 # Quantized precisions answer otherwise than the reference.
 PROFILES = [f"{ops_profile.value}-{precision.name}" for precision in (FP32, FP16) for ops_profile in OpsProfile]
@@ -109,3 +115,29 @@ def profile_artifact(exported_artifact: ArtifactFactory, profile: str) -> Path:
     """The sample model's artifact of ``profile``, quantized as the command line does it; shared, so read only."""
     ops_profile, precision = profile.split("-")
     return exported_artifact(SAMPLE, OpsProfile(ops_profile), PRECISIONS[precision], method=None)
+
+
+def answers_of_transformers_js(
+    artifacts: Mapping[str, Path], cases: Cases, runtime: str, conversations: Sequence[Conversation]
+) -> dict[str, Any]:
+    """What one run of transformers.js over ``runtime``, node or wasm, gives: its versions, answers by artifact.
+
+    Skips the test without Node or the packages.
+    """
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("needs Node, which is not on the PATH")
+    if not all((CLIENTS / "node_modules" / name / "package.json").is_file() for name in NODE_PACKAGES):
+        pytest.skip("transformers.js is not installed in tests/clients; `make test` installs it where npm is present")
+    job = {
+        "artifacts": {profile: str(folder) for profile, folder in artifacts.items()},
+        "conversations": [{"messages": talk.messages, "tools": talk.tools} for talk in conversations],
+        "prompts": cases.prompts,
+        "follow_up": cases.follow_up,
+        "max_new_tokens": MAX_NEW_TOKENS,
+        "pad_token_id": cases.pad,
+    }
+    script = [node, str(CLIENTS / "run_artifacts.mjs"), runtime]
+    done = subprocess.run(script, input=json.dumps(job), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)

@@ -9,9 +9,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 import onnxruntime as ort
 from lfm_onnx.checkpoint.config import LfmConfig
 from lfm_onnx.export.npu.call_inputs import attention_mask, rotary_inputs, state_columns
+from lfm_onnx.export.npu.qdq_model import QdqModel
+from lfm_onnx.export.npu.static_graph import StaticGraph, Value, WeightKind
+from lfm_onnx.export.npu.weight_codes import StoredAs, pack_halves
+from lfm_onnx.export.npu.weight_sources import Rows
 
 Array = npt.NDArray[np.float32]
 Session = Callable[[Path], ort.InferenceSession]
@@ -122,3 +127,25 @@ def dequantized(codes: npt.NDArray[Any], port: dict[str, Any]) -> Array:
     if "scale" not in port:
         return codes
     return (codes.astype(np.float32) - port["zero_point"]) * np.float32(port["scale"])
+
+
+def unpacking_model() -> tuple[bytes, npt.NDArray[np.int8]]:
+    """A model that gathers one of two packed experts, and their steps [2, 450]: all pairs of 4-bit codes.
+
+    Input: chosen [1]. Outputs: high and low [1, 1, 225], the codes of the first 225 steps and of the others.
+    """
+    pairs = np.array([(a, b) for a in range(-7, 8) for b in range(-7, 8)], np.int8)
+    steps = np.stack([pairs.T.reshape(-1), pairs[::-1].T.reshape(-1)])
+    graph = StaticGraph("unpack")
+    chosen = graph.input("chosen", (1,), "chosen", dtype="int32")
+    weight = graph.weight(
+        "w", (2, 1, 450), WeightKind.EXPERTS, Rows(lambda first, last: np.zeros((450, 1), np.float32))
+    )
+    halves = Value("w.high", (1, 1, 225)), Value("w.low", (1, 1, 225))
+    graph.emit_packed_gather(weight, chosen, halves)
+    graph.output("high", halves[0], "codes")
+    graph.output("low", halves[1], "codes")
+    model = QdqModel(graph, {}, lambda weight: StoredAs.INT4_PACKED_EXPERTS).model
+    packed = np.stack([pack_halves(expert[:, None]).T for expert in steps])
+    model.graph.initializers["w"].const_value = ir.tensor(packed, name="w")
+    return ir.serde.serialize_model(model).SerializeToString(), steps

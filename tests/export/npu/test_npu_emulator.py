@@ -6,20 +6,15 @@ import json
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from lfm_onnx.checkpoint.checkpoint import Checkpoint
 from lfm_onnx.checkpoint.tokenizer import ChatTokenizer
 from lfm_onnx.export.npu import MoeForm, NpuOptions, NpuWeights, export_npu
-from lfm_onnx.export.npu.qdq_model import QdqModel
-from lfm_onnx.export.npu.static_graph import StaticGraph, Value, WeightKind
-from lfm_onnx.export.npu.weight_codes import StoredAs, pack_halves
-from lfm_onnx.export.npu.weight_sources import Rows
 from lfm_onnx.hardware.chips import chip
 from lfm_onnx.reference.model import Reference
 from lfm_onnx.runtime.npu.provider import NpuUnavailable, device, open_session
-from npu_graphs import NpuGraphs
+from npu_graphs import NpuGraphs, unpacking_model
 
 try:
     EMULATOR, REASON = device().emulator, "this machine has a real NPU"
@@ -86,21 +81,8 @@ def test_every_form_compiles_whole_and_agrees_with_the_cpu(
 
 def test_packed_experts_unpack_to_the_bit_on_the_npu() -> None:
     """Every pair of codes through Gather and the arithmetic that separates them."""
-    pairs = np.array([(a, b) for a in range(-7, 8) for b in range(-7, 8)], np.int8)
-    steps = np.stack([pairs.T.reshape(-1), pairs[::-1].T.reshape(-1)])
-    graph = StaticGraph("unpack")
-    chosen = graph.input("chosen", (1,), "chosen", dtype="int32")
-    weight = graph.weight(
-        "w", (2, 1, 450), WeightKind.EXPERTS, Rows(lambda first, last: np.zeros((450, 1), np.float32))
-    )
-    halves = Value("w.high", (1, 1, 225)), Value("w.low", (1, 1, 225))
-    graph.emit_packed_gather(weight, chosen, halves)
-    graph.output("high", halves[0], "codes")
-    graph.output("low", halves[1], "codes")
-    model = QdqModel(graph, {}, lambda weight: StoredAs.INT4_PACKED_EXPERTS).model
-    packed = np.stack([pack_halves(expert[:, None]).T for expert in steps])
-    model.graph.initializers["w"].const_value = ir.tensor(packed, name="w")
-    session = open_session(ir.serde.serialize_model(model).SerializeToString(), provider_options=OPTIONS)
+    model, steps = unpacking_model()
+    session = open_session(model, provider_options=OPTIONS)
     for expert in (0, 1):
         high, low = session.run(["high", "low"], {"chosen": np.array([expert], np.int32)})
         assert np.array_equal(high[0, 0].astype(int) - 8, steps[expert, :225])

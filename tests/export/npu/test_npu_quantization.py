@@ -27,36 +27,21 @@ from lfm_onnx.export.npu import (
 from lfm_onnx.export.npu.calibration import calibrate
 from lfm_onnx.export.npu.float_model import IR_VERSION, OPSET
 from lfm_onnx.export.npu.part_graph import PartShape, declare_part
-from lfm_onnx.export.npu.qdq_model import QdqModel
 from lfm_onnx.export.npu.quantization import DATA_MOVEMENT, HEADROOM, QuantizationParameters, assign
-from lfm_onnx.export.npu.static_graph import StaticGraph, Value, WeightKind
-from lfm_onnx.export.npu.weight_codes import StoredAs, pack_halves, quantize_blocks, quantize_weight
-from lfm_onnx.export.npu.weight_sources import Rows
+from lfm_onnx.export.npu.static_graph import WeightKind
+from lfm_onnx.export.npu.weight_codes import StoredAs, quantize_blocks, quantize_weight
 from lfm_onnx.reference.model import Reference
+from npu_graphs import unpacking_model
+from npu_models import FULL_SIZE
 from onnx import TensorProto, helper
 
 
 def test_packed_experts_unpack_to_the_bit() -> None:
     """The graph's own arithmetic on ONNX Runtime gives back every pair of 4-bit codes, of each expert."""
-    pairs = np.array([(a, b) for a in range(-7, 8) for b in range(-7, 8)], np.int8)
-    steps = np.zeros((2, 450), np.int8)  # 450 = 2 * 225 rows [N, K = 1] per expert
-    steps[0] = pairs.T.reshape(-1)
-    steps[1] = pairs[::-1].T.reshape(-1)
-    graph = StaticGraph("unpack")
-    chosen = graph.input("chosen", (1,), "chosen", dtype="int32")
-    weight = graph.weight(
-        "w", (2, 1, 450), WeightKind.EXPERTS, Rows(lambda first, last: np.zeros((450, 1), np.float32))
-    )
-    halves = Value("w.high", (1, 1, 225)), Value("w.low", (1, 1, 225))
-    graph.emit_packed_gather(weight, chosen, halves)
-    graph.output("high", halves[0], "codes")
-    graph.output("low", halves[1], "codes")
-    model = QdqModel(graph, {}, lambda weight: StoredAs.INT4_PACKED_EXPERTS).model
-    packed = np.stack([pack_halves(expert[:, None]).T for expert in steps])
-    model.graph.initializers["w"].const_value = ir.tensor(packed, name="w")
+    model, steps = unpacking_model()
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(ir.serde.serialize_model(model).SerializeToString(), options)
+    session = ort.InferenceSession(model, options)
     for expert in (0, 1):
         high, low = session.run(["high", "low"], {"chosen": np.array([expert], np.int32)})
         assert np.array_equal(high[0, 0].astype(int) - 8, steps[expert, :225])
@@ -234,26 +219,8 @@ def test_operators_that_the_npu_does_not_have_are_refused() -> None:
     assert _checked([], {"i": (TensorProto.INT32, ["n"])}, {}) == {"static shapes"}  # type: ignore[dict-item]
 
 
-LFM25_8B = {
-    "model_type": "lfm2_moe",
-    "vocab_size": 128000,
-    "hidden_size": 2048,
-    "intermediate_size": 7168,
-    "moe_intermediate_size": 1792,
-    "num_hidden_layers": 24,
-    "num_dense_layers": 2,
-    "num_experts": 32,
-    "num_experts_per_tok": 4,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "layer_types": ["full_attention" if i in (2, 6, 10, 14, 18, 21) else "conv" for i in range(24)],
-    "max_position_embeddings": 128000,
-    "rope_theta": 5e6,
-}
-
-
 def test_the_8b_model_is_cut_into_parts_under_the_budget() -> None:
-    config = LfmConfig.from_dict(LFM25_8B)
+    config = LfmConfig.from_dict(FULL_SIZE)
     parts = plan_parts(config, NpuWeights.INT4, decode=MoeForm.PACKED)
     assert [part.first_layer for part in parts[1:]] == [part.last_layer for part in parts[:-1]]
     assert parts[0].first_layer == 0 and parts[-1].last_layer == 24 and parts[-1].head
