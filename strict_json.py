@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -12,6 +13,7 @@ from typing import Any, NoReturn
 _LONGEST_SHOWN = 80
 _MOST_BYTES = 16 << 20
 _REQUIRED: Any = object()
+_HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def parse_json(data: bytes) -> Any:
@@ -22,7 +24,14 @@ def parse_json(data: bytes) -> Any:
     A number beyond float64, such as 1e400, parses to infinity: who reads a number checks its range.
     """
     try:
-        return json.loads(decode_text(data), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+        text = decode_text(data)
+        value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+        if _HALF_PAIR.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UnicodeEncodeError as error:
+        half = error.object[error.start].encode("unicode_escape").decode()
+        raise ValueError(f"{half} is half of a surrogate pair, no character") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"not {error.encoding.upper()} at byte {error.start}") from None
     except json.JSONDecodeError as error:

@@ -17,14 +17,22 @@ SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p")
 
 _LARGEST = 1e300
 
+
+def is_divisor(value: float) -> bool:
+    """Whether float32 holds logits divided by ``value``, and times it."""
+    return 1e-30 <= value <= 1e30
+
+
+DIVISOR = "a number above 0 (from 1e-30 to 1e30)"
+
 # Field: what is expected, whether a number is that.
 _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "do_sample": ("true or false", lambda value: value in (0, 1)),
-    "temperature": ("a number above 0", lambda value: value > 0),
+    "temperature": (DIVISOR, is_divisor),
     "top_k": ("an integer of 0 (all) or more", lambda value: isinstance(value, int) and value >= 0),
     "top_p": ("a number from 0 to 1", lambda value: value >= 0),  # above 1 keeps all, as 1 does
     "min_p": ("a number from 0 to 1", lambda value: 0 <= value <= 1),
-    "repetition_penalty": ("a number above 0", lambda value: value > 0),
+    "repetition_penalty": (DIVISOR, is_divisor),
     "max_new_tokens": ("an integer of 1 or more", lambda value: value == value // 1 >= 1),
 }
 

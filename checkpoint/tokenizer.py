@@ -10,7 +10,7 @@ from typing import Any
 import tokenizers
 
 from ..errors import InputError, TokenizerError, reason_of
-from ..strict_json import JsonObject
+from ..strict_json import JsonObject, decode_text, read_untrusted
 from .chat_template import THINK_START, ChatTemplate
 from .named_templates import DEFAULT, TOOL_USE, read_templates
 from .template_renderer.renderer import RENDERER
@@ -19,6 +19,11 @@ Message = Mapping[str, Any]
 _SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 MAX_TOKENIZER_BYTES = 64 << 20
 """Of one file; the largest vocabularies take half of it."""
+
+
+def parse_tokenizer(data: bytes) -> tokenizers.Tokenizer:
+    """What a tokenizer.json describes, with a byte order mark too; raises whatever the tokenizers library does."""
+    return tokenizers.Tokenizer.from_str(decode_text(data))
 
 
 class ChatTokenizer:
@@ -53,10 +58,9 @@ class ChatTokenizer:
         templates = read_templates(folder, settings)
         if templates:
             RENDERER.start()  # it comes up while the vocabulary is read
-        if path.stat().st_size > MAX_TOKENIZER_BYTES:
-            raise TokenizerError(f"{path}: larger than {MAX_TOKENIZER_BYTES >> 20} MB, which no tokenizer is")
+        data = read_untrusted(path, TokenizerError, MAX_TOKENIZER_BYTES)
         try:
-            tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            tokenizer = parse_tokenizer(data)
         except Exception as error:  # the library raises plain Exception whatever is wrong
             raise TokenizerError(f"{path}: not a tokenizer.json that can be read: {reason_of(error)}") from error
         return cls(tokenizer, templates, {**_special_tokens(special), **_special_tokens(settings)})
@@ -72,7 +76,9 @@ class ChatTokenizer:
         """
         try:
             return self._tokenizer.encode(text, add_special_tokens=add_special).ids
-        except Exception as error:  # lone surrogates, which no UTF-8 text holds
+        except TypeError as error:
+            raise InputError("the text cannot be encoded: it holds lone surrogates, bytes that are no UTF-8") from error
+        except Exception as error:
             raise InputError(f"the text cannot be encoded: {reason_of(error)}") from error
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:

@@ -13,6 +13,9 @@ from .generation_options import generation_options, npu_settings, read_tools
 from .options import artifact_argument, json_option
 from .output import print_json
 
+_MOST_CHARACTERS = 4 << 20
+"""Of standard input, which may never end; 128,000 tokens of English are some 600,000."""
+
 
 @click.command()
 @artifact_argument
@@ -61,6 +64,9 @@ def generate(
 
 def _stdin_text() -> str:
     try:
-        return sys.stdin.read().removeprefix("\ufeff")
+        text = sys.stdin.read(_MOST_CHARACTERS + 1)
     except UnicodeDecodeError as error:
         raise InputError(f"standard input is not text: {error}") from error
+    if len(text) > _MOST_CHARACTERS:
+        raise InputError(f"standard input: more than {_MOST_CHARACTERS} characters, which no context holds")
+    return text.removeprefix("\ufeff")

@@ -104,7 +104,7 @@ def chat_loop(conversation: Conversation, *, hide_thinking: bool = False) -> Non
             content, role = (rest, "tool") if command == "/tool" else (line, "user")
             result = writer.write(conversation.send(content, role=role))
         except LfmOnnxError as error:
-            errors.print(f"error: {one_line(with_flags(str(error)))}", style="red")
+            errors.print(f"error: {one_line(with_flags(str(error)))}", style="red", soft_wrap=True)
             continue
         if interactive:
             errors.print(speed_line(result), style="dim")
@@ -113,7 +113,7 @@ def chat_loop(conversation: Conversation, *, hide_thinking: bool = False) -> Non
 def _read_line(prompt: str) -> str | None:
     while True:
         try:
-            return input(prompt)
+            return input(prompt).removeprefix("\ufeff")  # PowerShell puts one before the first line
         except EOFError:
             return None
         except KeyboardInterrupt:

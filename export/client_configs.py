@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from ..artifact.precision import Precision
 from ..checkpoint.checkpoint import Checkpoint
@@ -16,9 +15,9 @@ from ..checkpoint.config import LfmConfig
 from ..checkpoint.generation_config import GENERATION_CONFIG_NAME, end_token_ids, read_generation_config
 from ..checkpoint.named_templates import DEFAULT, TEMPLATE_FOLDER, read_templates, template_path
 from ..checkpoint.sampling_fields import sampling_fields, usable_generation_config
-from ..checkpoint.tokenizer import MAX_TOKENIZER_BYTES
+from ..checkpoint.tokenizer import MAX_TOKENIZER_BYTES, parse_tokenizer
 from ..errors import TokenizerError, reason_of
-from ..strict_json import JsonObject, read_untrusted
+from ..strict_json import JsonObject, decode_text, read_untrusted
 from .ops import OpsProfile
 from .portable_template import portable_template
 
@@ -52,7 +51,8 @@ def vocabulary(path: Path, mtime_ns: int) -> dict[str, int]:
 
     mtime_ns: the file's, so that it is read again when it has changed.
     """
-    return Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
+    data = read_untrusted(path, TokenizerError, MAX_TOKENIZER_BYTES)
+    return parse_tokenizer(data).get_vocab(with_added_tokens=True)
 
 
 def check_client_files(checkpoint: Checkpoint) -> None:
@@ -66,9 +66,12 @@ def check_client_files(checkpoint: Checkpoint) -> None:
 
 
 def copy_client_file(path: Path, target: Path) -> None:
-    """Copy a file that ``check_client_files`` has read."""
+    """Copy a file that ``check_client_files`` has read; JSON in plain UTF-8, since no other client takes a byte order
+    mark.
+    """
+    data = read_untrusted(path, TokenizerError, MAX_TOKENIZER_BYTES)
     target.parent.mkdir(exist_ok=True)
-    target.write_bytes(read_untrusted(path, TokenizerError, MAX_TOKENIZER_BYTES))
+    target.write_bytes(decode_text(data).encode() if path.suffix == ".json" else data)
 
 
 def write_client_files(

@@ -12,6 +12,9 @@ from ..errors import ArtifactError, OutputError
 from ..reporting.byte_size import byte_size
 from .journal import JOURNAL, NEW_JOURNAL, has_journal, is_real_folder
 
+MOST_FOLDERS = 256
+"""In the path of an output; pathlib makes parents by recursion."""
+
 
 def output_folder(path: Path | str) -> Path:
     """``path`` as an absolute one without ".." and without links on the way, so that it stays what it is.
@@ -19,6 +22,8 @@ def output_folder(path: Path | str) -> Path:
     The last name is kept where it is a link: ``check_target`` refuses it.
     """
     path = Path(path)
+    if len(path.parts) > MOST_FOLDERS:
+        raise OutputError(f"{path}: {len(path.parts)} folders deep, at most {MOST_FOLDERS} are made; choose another")
     try:
         if path.name in ("", ".."):
             return Path(os.path.realpath(path))
@@ -55,7 +60,9 @@ def check_target(target: Path, *, replace: bool, source: Path | None = None) -> 
 def _check_target(target: Path, replace: bool, source: Path | None) -> None:
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise OutputError(f"{target} is not a folder; choose another output folder")
-    parent = next(folder for folder in target.absolute().parents if folder.exists())
+    if os.path.ismount(target):
+        raise OutputError(f"{target} is a mount point, which cannot be replaced by a rename; choose a folder in it")
+    parent = next((folder for folder in target.absolute().parents if folder.exists()), target)
     if not parent.is_dir():
         raise OutputError(f"{parent} is not a folder; choose another output folder")
     if not os.access(parent, os.W_OK | os.X_OK):
@@ -66,8 +73,6 @@ def _check_target(target: Path, replace: bool, source: Path | None) -> None:
         require_unfinished(unfinished)
     if not target.exists():
         return
-    if os.path.ismount(target):
-        raise OutputError(f"{target} is a mount point, which cannot be replaced by a rename; choose a folder in it")
     if not any(target.iterdir()):
         return
     if source is not None and source.exists() and os.path.samefile(source, target):

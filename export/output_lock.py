@@ -23,6 +23,8 @@ def exclusive(target: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
+        if not path.exists():  # a file system that says so when a file cannot be made, such as /proc
+            raise OutputError(f"{path} cannot be written; choose another output folder") from None
         raise OutputError(f"another export to {target} is running; wait for it or choose another folder") from None
     except OSError as error:
         if error.errno not in _WITHOUT_LOCKS:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..checkpoint.generation_config import GENERATION_CONFIG_NAME
-from ..checkpoint.sampling_fields import SAMPLING_ONLY, sampling_fields
+from ..checkpoint.sampling_fields import DIVISOR, SAMPLING_ONLY, is_divisor, sampling_fields
 from ..errors import ArtifactError, InputError
 
 # What transformers falls back to when neither generation_config.json nor the caller says anything.
@@ -34,11 +34,11 @@ class SamplingOptions:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        _require("temperature", self.temperature, self.temperature > 0, "a number above 0, or 0 for greedy")
+        _require("temperature", self.temperature, is_divisor(self.temperature), f"{DIVISOR}, or 0 for greedy")
         _require("top_k", self.top_k, isinstance(self.top_k, int) and self.top_k >= 0, "an integer of 0 (all) or more")
         _require("top_p", self.top_p, 0 <= self.top_p <= 1, "a number from 0 to 1")
         _require("min_p", self.min_p, 0 <= self.min_p <= 1, "a number from 0 to 1")
-        _require("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0, "a number above 0")
+        _require("repetition_penalty", self.repetition_penalty, is_divisor(self.repetition_penalty), DIVISOR)
         _require("seed", self.seed, self.seed is None or self.seed >= 0, "an integer of 0 or more")
 
     @classmethod

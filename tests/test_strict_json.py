@@ -23,11 +23,17 @@ def json_object(**members: Any) -> JsonObject:
         (b"[" * 200_000, "nested too deeply"),
         (b'{"a": "\xff"}', "not UTF-8 at byte 7"),
         (b"{", "not JSON: "),
+        (rb'{"a": ["\ud83d"]}', r"\\ud83d is half of a surrogate pair"),
+        (rb'{"\uDE00": 1}', r"\\ude00 is half of a surrogate pair"),
     ],
 )
 def test_what_the_standard_does_not_define_is_refused(text: bytes, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         parse_json(text)
+
+
+def test_an_escaped_surrogate_pair_is_one_character() -> None:
+    assert parse_json(rb'["\ud83d\ude00", "\u00e9\ud7ff"]') == ["\U0001f600", "\u00e9\ud7ff"]
 
 
 @pytest.mark.parametrize(

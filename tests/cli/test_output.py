@@ -235,6 +235,18 @@ def test_stdin_that_is_no_text_costs_one_line(places: dict[str, str]) -> None:
     assert len(mixed.stderr.splitlines()) == 1 and mixed.stderr.startswith("error: ")
 
 
+def test_stdin_without_an_end_is_one_line(places: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lfm_onnx.cli.generate._MOST_CHARACTERS", 10)
+    result = CliRunner().invoke(main, ["generate", places["artifact"], "-p", "-"], input="x" * 11)
+    assert result.exit_code == 2 and "more than 10 characters" in result.stderr
+
+
+def test_a_byte_order_mark_before_a_chat_is_no_text(places: dict[str, str]) -> None:
+    chat = ["chat", places["artifact"], "--max-new-tokens", "4", "--temperature", "0"]
+    with_mark, without = (CliRunner().invoke(main, chat, input=mark + b"Hi\n") for mark in (b"\xef\xbb\xbf", b""))
+    assert with_mark.stdout == without.stdout
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_a_byte_order_mark_is_taken(encoding: str, places: dict[str, str], tmp_path: Path) -> None:
     tools = tmp_path / "tools.json"

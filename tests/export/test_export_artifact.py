@@ -131,6 +131,20 @@ def test_a_second_export_writes_the_same_bytes(
     assert contents(tmp_path / "second" / "deeper") == contents(tmp_path / "first")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_json_files_as_windows_writes_them_come_out_in_plain_utf_8(
+    encoding: str, sample_artifact: Path, tiny_lfm: Path, tmp_path: Path
+) -> None:
+    checkpoint = Path(shutil.copytree(tiny_lfm, tmp_path / "checkpoint"))
+    for path in checkpoint.glob("*.json"):
+        path.write_bytes(path.read_text(encoding="utf-8").encode(encoding))
+    export_quietly(checkpoint, tmp_path / "out")
+    written, expected = contents(tmp_path / "out"), contents(sample_artifact)
+    assert written.keys() == expected.keys()
+    naming_their_source = {"lfm_manifest.json", "onnx/model.onnx"}
+    assert {name for name in expected if written[name] != expected[name]} <= naming_their_source
+
+
 def test_nothing_of_the_machine_is_in_the_artifact(sample_artifact: Path, tiny_lfm: Path) -> None:
     for name, data in contents(sample_artifact).items():
         for secret in (str(sample_artifact.parent), str(tiny_lfm.parent)):

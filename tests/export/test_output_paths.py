@@ -191,3 +191,23 @@ def test_what_is_read_is_not_replaced(tiny_lfm: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="is the folder that is read"):
         export_checkpoint(Checkpoint.open(checkpoint), checkpoint, REPLACE)
     assert contents(checkpoint) == before
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        ("/", "is a mount point"),
+        ("/.", "is a mount point"),
+        ("a/" * 1500, "1500 folders deep"),
+        pytest.param("/proc/out", "cannot be written", marks=pytest.mark.skipif(not Path("/proc").is_dir(), reason="")),
+    ],
+)
+def test_a_place_that_no_artifact_can_have_is_said_in_one_line(
+    output: str, reason: str, tiny_lfm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, ["export", str(tiny_lfm), "-o", output, "--force"])
+    assert result.exit_code == 2, result.output
+    (line,) = result.stderr.splitlines()
+    assert reason in line or "not writable" in line  # to a user other than root
+    assert os.listdir(tmp_path) == []

@@ -123,12 +123,15 @@ def test_greedy_is_the_default_and_any_sampling_option_turns_sampling_on() -> No
     [
         ({"temperature": -1.0}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": float("inf")}, "temperature"),
+        ({"temperature": 1e-308}, "temperature"),
         ({"temperature": 0, "do_sample": True}, "temperature 0"),
         ({"top_k": -1}, "top_k"),
         ({"top_k": 2.5}, "top_k"),
         ({"top_p": 1.5}, "top_p"),
         ({"min_p": -0.1}, "min_p"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"repetition_penalty": 1e300}, "repetition_penalty"),
         ({"seed": -3}, "seed"),
     ],
 )
