@@ -58,7 +58,7 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class _Content:
+class _WeightArrays:
     """What makes the initializers of one weight, and the layer that it belongs to."""
 
     layer: int | None
@@ -96,7 +96,7 @@ class PartWriter:
     def write(self, graphs: list[DeclaredGraph]) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         models: dict[str, ir.Model] = {}
-        weights: dict[str, _Content] = {}
+        weights: dict[str, _WeightArrays] = {}
         for declared in graphs:
             models[declared.file], added = self._lower(declared.graph)
             weights |= added
@@ -117,17 +117,17 @@ class PartWriter:
             model.producer_name, model.producer_version = "lfm-onnx", __version__
             ir.save(model, self._folder / file)
 
-    def _lower(self, graph: StaticGraph) -> tuple[ir.Model, dict[str, _Content]]:
+    def _lower(self, graph: StaticGraph) -> tuple[ir.Model, dict[str, _WeightArrays]]:
         """The model without the data of its large weights, and by name what makes their initializers."""
         if self._quantization is None:
             lowered = FloatModel(graph)
             return lowered.model, {
-                name: _Content(source.weight.layer, partial(_float, name, source))
+                name: _WeightArrays(source.weight.layer, partial(_float, name, source))
                 for name, source in lowered.weights.items()
             }
         quantized = QdqModel(graph, self._quantization, self._stored_as)
         return quantized.model, {
-            name: _Content(weight.layer, partial(_codes, name, weight, stored_as, self._inputs))
+            name: _WeightArrays(weight.layer, partial(_codes, name, weight, stored_as, self._inputs))
             for name, (weight, stored_as) in quantized.weights.items()
         }
 
