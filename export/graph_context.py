@@ -153,7 +153,7 @@ def rotary_cache(config: LfmConfig, positions: np.ndarray) -> tuple[np.ndarray, 
 
 
 def rotary_weights(config: LfmConfig, length: int) -> tuple[GraphWeight, ...]:
-    """The tables of the custom style's attention, filled from ``rotary_cache`` when the file is written."""
+    """The tables of the attention of the custom ops profile, filled from ``rotary_cache`` when the file is written."""
     if not config.attention_layers:
         return ()
     shape = (length, config.head_dim // 2)

@@ -35,12 +35,6 @@ class StateLayout:
     conv_dtype: np.dtype
     shared: bool
 
-    def bytes_at(self, columns: int, batch: int = 1) -> int:
-        """Bytes of KV cache and conv states for ``columns`` tokens in each of ``batch`` rows."""
-        kv = len(self.key_values) * self.kv_heads * columns * self.head_dim * self.kv_dtype.itemsize
-        conv = len(self.convs) * self.hidden * self.conv_length * self.conv_dtype.itemsize
-        return batch * (kv + conv)
-
 
 @dataclass(frozen=True)
 class Snapshot:
