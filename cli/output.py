@@ -79,9 +79,13 @@ class _PlainConsole(Console):
 def prepare_streams() -> None:
     """Make stdout escape what its encoding lacks and tell its failures apart from others.
 
+    A closed stdin becomes an empty one.
+
     Raises OutputFailed where stdout is closed, before any work is done for it.
     """
     closed = sys.stdout is None
+    if sys.stdin is None:
+        sys.stdin = io.StringIO()
     for descriptor in (0, 1, 2):  # a file that a command opens must not get the place of a closed stream
         try:
             os.fstat(descriptor)

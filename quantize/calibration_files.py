@@ -74,8 +74,8 @@ def read_calibration(path: Path) -> list[CalibrationFile]:
 
 
 def _listed(path: Path) -> list[Path]:
-    if not path.is_dir():
-        if not path.exists():
+    if not os.path.isdir(path):
+        if not os.path.exists(path):
             raise InputError(f"{path}: not found; expected {_EXPECTED}, or a folder of such files")
         return [_calibration_file(path)]
     files: list[Path] = []
@@ -90,7 +90,7 @@ def _listed(path: Path) -> list[Path]:
 
 
 def _calibration_file(path: Path) -> Path:
-    if path.suffix.lower() not in _TEXT_SUFFIXES + _LINES_SUFFIXES or not path.is_file():
+    if path.suffix.lower() not in _TEXT_SUFFIXES + _LINES_SUFFIXES or not os.path.isfile(path):
         raise InputError(f"{path}: expected {_EXPECTED}")
     return path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -75,7 +76,7 @@ class Recipe:
 
 def read_recipe(path: Path, groups: Sequence[TensorGroup]) -> Recipe:
     """The recipe in ``path`` (its own file, an artifact's manifest or folder) for a model's groups. InputError."""
-    path = path / MANIFEST_NAME if path.is_dir() else path
+    path = path / MANIFEST_NAME if os.path.isdir(path) else path
     data = JsonObject.read(path, InputError)
     return parse_recipe(_recipe_in_manifest(data) if "manifest_version" in data else data.data, groups, str(path))
 

@@ -98,6 +98,12 @@ def test_files_that_options_name_are_files(
     assert str(given) in one_line(*command, option, str(given))
 
 
+@pytest.mark.parametrize("option", ["--recipe", "--calibration"])
+def test_names_that_no_file_can_have_are_one_line(option: str, tiny_lfm: Path, tmp_path: Path) -> None:
+    command = ["export", str(tiny_lfm), "-o", str(tmp_path / "out"), *(["--precision", "q4"] * (option != "--recipe"))]
+    assert "x" * 300 in one_line(*command, option, "x" * 300)
+
+
 @pytest.mark.parametrize("name", TOKENIZER_FILES)
 def test_a_link_that_leads_out_of_the_checkpoint_is_not_copied(name: str, checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "secret.json").write_text(SECRET)

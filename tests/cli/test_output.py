@@ -147,6 +147,14 @@ def test_a_closed_output_is_said_before_any_work(places: dict[str, str]) -> None
     assert not os.path.exists(places["new"])
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="uses POSIX descriptors")
+@pytest.mark.parametrize("command", [("generate", "--raw", "-p", "-", "--max-new-tokens", "1"), ("chat",)])
+def test_a_closed_input_is_an_empty_one(command: tuple[str, ...], places: dict[str, str]) -> None:
+    name, *options = command
+    done = run(name, places["artifact"], *options, stdout=subprocess.PIPE, preexec_fn=lambda: os.close(0))
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="uses POSIX pipes")
 def test_a_reader_that_has_gone_is_said_in_one_line(places: dict[str, str]) -> None:
     reader, writer = os.pipe()
