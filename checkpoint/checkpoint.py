@@ -15,7 +15,6 @@ from ..errors import CheckpointError
 from ..strict_json import shown
 from .config import CONFIG_NAME, TIE_FIELDS, LfmConfig, read_config_file
 from .files import open_weight_files, require_checkpoint_folder, require_own_file, unread_files
-from .finite import require_finite
 from .hub import download_checkpoint, looks_like_hub_id
 from .named_templates import TEMPLATE_FOLDER
 from .tensor_locations import FLOAT_DTYPES, TensorLocation, locate_tensors
@@ -31,6 +30,8 @@ TOKENIZER_FILES = (
 )
 # Bytes read at a time when converting to float32: few enough to stay in the processor's cache in between.
 READ_BYTES = 1 << 20
+# Elements looked at a time: few enough that what is looked at stays in the processor's cache.
+_CHECKED_ELEMENTS = 1 << 18
 
 
 class Checkpoint:
@@ -193,3 +194,25 @@ def _read_exactly(file: Any, destination: npt.NDArray[Any], path: Path) -> None:
         if not count:
             raise CheckpointError(f"{path}: ends earlier than when it was opened: the file was changed meanwhile")
         view = view[count:]
+
+
+def require_finite(values: npt.NDArray[np.float32], name: str, path: Path, first_row: int = 0) -> None:
+    """CheckpointError that names the tensor and the first value of it that is no number.
+
+    first_row: of the tensor, where ``values`` begin. An expert's bias may be -inf: such an expert is never chosen.
+    """
+    flat = values.reshape(-1)
+    for start in range(0, flat.size, _CHECKED_ELEMENTS):
+        piece = flat[start : start + _CHECKED_ELEMENTS]
+        wrong = ~np.isfinite(piece)
+        if name.endswith("expert_bias"):
+            wrong &= piece != -np.inf
+        if not wrong.any():
+            continue
+        at = start + int(wrong.argmax())
+        index = [int(i) for i in np.unravel_index(at, values.shape)]
+        index[0] += first_row
+        raise CheckpointError(
+            f"{path}: tensor {shown(name)} holds {flat[at]} at {index}, which is not a number; take an intact copy of "
+            "the checkpoint, or repeat the merge or training that made it"
+        )

@@ -17,10 +17,9 @@ from onnx.external_data_helper import ExternalDataInfo
 
 from ..artifact.artifact import Artifact
 from ..artifact.graph_weights import GraphWeight, Layout, current_name
-from ..checkpoint.checkpoint import Checkpoint, read_float32
+from ..checkpoint.checkpoint import Checkpoint, read_float32, require_finite
 from ..checkpoint.config import CONFIG_NAME, read_config_file
 from ..checkpoint.expected_tensors import expected_tensors
-from ..checkpoint.finite import require_finite
 from ..errors import ArtifactError, CheckpointError
 from ..strict_json import shown
 from .decoder import model_weights

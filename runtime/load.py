@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Literal
 from ..artifact.artifact import Artifact, Verification
 from ..artifact.npu_manifest import TARGET, is_npu_artifact
 from ..errors import LfmOnnxError
-from .opened_session import OpenedSession, open_decoder
+from .session import open_decoder
+from .session_protocol import OpenedSession
 
 if TYPE_CHECKING:
     from .npu.run_options import NpuRunOptions

@@ -13,7 +13,7 @@ from ..artifact.artifact import Artifact
 from ..errors import ArtifactError, InputError, reason_of
 from ..hardware.cores import check_threads
 from .native_library import register_native_ops
-from .session_protocol import SequenceState, own_state
+from .session_protocol import OpenedSession, SequenceState, own_state
 from .state import DecoderState, StateLayout
 
 if TYPE_CHECKING:
@@ -135,6 +135,27 @@ class DecoderSession:
         ):
             _bind_input(binding, past, read)
             _bind_output(binding, present, written)
+
+
+def open_decoder(
+    artifact: Artifact,
+    *,
+    providers: Sequence[str] | None = None,
+    threads: int | None = None,
+    context_length: int | None = None,
+    native: bool | None = None,
+) -> OpenedSession:
+    """Load the graph of an export for the CPU; parameters as those of ``LfmModel.load``. Raises LfmOnnxError."""
+    limit = limited_context_length(context_length, artifact.context_length)
+    session = DecoderSession.of_artifact(artifact, providers=providers, threads=threads, native=native)
+    return OpenedSession(artifact, session, limit)
+
+
+def limited_context_length(asked: int | None, limit: int) -> int:
+    """``asked``, or ``limit`` where nothing was; InputError for what the artifact's graphs do not hold."""
+    if asked is not None and not 1 <= asked <= limit:
+        raise InputError(f"context length: expected 1 to {limit}, as the artifact allows, found {asked}")
+    return asked or limit
 
 
 def _bind_input(binding: IOBinding, name: str, array: np.ndarray) -> None:

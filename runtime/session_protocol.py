@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import numpy as np
 
+from ..artifact.artifact import Artifact
 from ..errors import InputError
 from .state import Snapshot
 
@@ -55,6 +57,15 @@ class Session(Protocol):
         new_mask: [batch, new], 0 for padding; all ones by default. keep: logits of the last ``keep`` tokens of a row,
         0 for all. The logits may be a buffer that the next call overwrites. InputError when the context is full.
         """
+
+
+@dataclass(frozen=True)
+class OpenedSession:
+    """The artifact that answers, what runs it, and how many tokens its states hold at the most."""
+
+    artifact: Artifact
+    session: Session
+    context_length: int
 
 
 def own_state(state: SequenceState, kind: type[StateKind]) -> StateKind:

@@ -12,8 +12,8 @@ from ...artifact.manifest import Manifest
 from ...artifact.npu_manifest import NpuManifest, is_npu_artifact
 from ...errors import ArtifactError, InputError
 from ...hardware.cores import check_threads
-from ..opened_session import OpenedSession, limited_context_length, open_decoder
-from ..session import DecoderSession
+from ..session import DecoderSession, limited_context_length, open_decoder
+from ..session_protocol import OpenedSession
 from .backends import Backend, CpuBackend, open_backend
 from .hybrid import HybridSession
 from .provider import NpuUnavailable, device
