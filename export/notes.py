@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..artifact.precision import Precision
+from ..checkpoint.chat_template import ChatTemplate
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.generation_config import GENERATION_CONFIG_NAME, read_generation_config
-from ..checkpoint.named_templates import DEFAULT, TEMPLATE_FOLDER
+from ..checkpoint.named_templates import DEFAULT, TEMPLATE_FOLDER, template_path
 from ..checkpoint.sampling_fields import usable_generation_config
 from ..errors import TokenizerError
 from ..quantize.activation_range import FLOAT16_LARGEST, activation_range
@@ -53,12 +54,20 @@ def _generation_notes(checkpoint: Checkpoint) -> list[str]:
 
 
 def _template_notes(checkpoint: Checkpoint) -> list[str]:
-    others = sorted(set(folder_templates(checkpoint.folder)) - {DEFAULT})
+    templates = folder_templates(checkpoint.folder)
+    notes = []
+    for name, source in templates.items():
+        try:
+            ChatTemplate(source)
+        except TokenizerError as error:
+            notes.append(f"{template_path(name)}: {error}; lfm-onnx takes raw text alone in its place")
+    others = sorted(set(templates) - {DEFAULT})
     if not others:
-        return []
+        return notes
     return [
+        *notes,
         f"the chat templates {', '.join(others)} are in {TEMPLATE_FOLDER}/, for transformers and lfm-onnx; "
-        "onnxruntime-genai and transformers.js know the default one alone"
+        "onnxruntime-genai and transformers.js know the default one alone",
     ]
 
 

@@ -21,12 +21,14 @@ def require_report_file(path: Path) -> None:
         raise InputError(f"`report`: {path}: expected a name that ends in .html or .md")
     if path.suffix.lower() != ".md" and importlib.util.find_spec("matplotlib") is None:
         raise InputError(WITHOUT_MATPLOTLIB)
-    if path.is_dir() or not path.absolute().parent.is_dir():
+    if os.path.isdir(path) or not os.path.isdir(path.absolute().parent):
         raise OutputError(f"`report`: {path}: expected a file in a folder that exists")
-    if os.path.islink(os.path.realpath(path)) or (path.exists() and not (path.is_file() and os.access(path, os.W_OK))):
+    if os.path.islink(os.path.realpath(path)) or (
+        os.path.exists(path) and not (os.path.isfile(path) and os.access(path, os.W_OK))
+    ):
         raise OutputError(f"`report`: {path}: cannot be written")
-    with _in_place(path):
-        pass
+    with _in_place(path), contextlib.suppress(FileNotFoundError):
+        os.lstat(path)  # OSError where its name is too long
 
 
 def write_report_file(path: Path, html: Callable[[], str], markdown: Callable[[], str]) -> None:

@@ -37,12 +37,12 @@ def file_checks(artifact: Artifact, checkpoint: Checkpoint) -> list[Check]:
     own = read_generation_config(artifact.folder, ArtifactError)
     # An export leaves out what cannot be used.
     theirs, _ = usable_generation_config(read_generation_config(checkpoint.folder, ArtifactError))
-    ends = end_token_ids(theirs, checkpoint.config)
-    differences = _values({"eos_token_id": sorted(end_token_ids(own, artifact.config))}, {"eos_token_id": sorted(ends)})
+    ends = sorted(set(end_token_ids(theirs, checkpoint.config)))
+    differences = _values({"eos_token_id": sorted(set(end_token_ids(own, artifact.config)))}, {"eos_token_id": ends})
     differences += _values({key: own.get(key) for key in _SAMPLING}, {key: theirs.get(key) for key in _SAMPLING})
     checks.append(difference_check(GENERATION_CONFIG_NAME, differences))
     if GENAI_CONFIG_NAME in listed:
-        checks.append(difference_check(GENAI_CONFIG_NAME, _genai(artifact, checkpoint, theirs, sorted(ends))))
+        checks.append(difference_check(GENAI_CONFIG_NAME, _genai(artifact, checkpoint, theirs, ends)))
     return checks
 
 

@@ -119,3 +119,11 @@ def test_a_template_whose_name_no_file_can_have_is_refused(name: str, checkpoint
     _edit(checkpoint / "tokenizer_config.json", chat_template=named)
     with pytest.raises(TokenizerError, match="expected letters, digits"):
         resolve_export(Checkpoint.open(checkpoint), ExportOptions())
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "additional_chat_templates/tool_use.jinja"])
+def test_a_template_that_is_none_is_said_at_export_with_its_file(name: str, checkpoint: Path, tmp_path: Path) -> None:
+    (checkpoint / name).parent.mkdir(exist_ok=True)
+    (checkpoint / name).write_text("{% if %}")
+    _, notes = _export(checkpoint, tmp_path / "out")
+    assert notes[0].startswith(f"{name}: the chat template cannot be compiled: Expected an expression")

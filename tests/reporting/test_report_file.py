@@ -87,6 +87,12 @@ def test_a_folder_that_takes_no_file_is_refused_before_the_work(
         require_report_file(tmp_path / "r.md")
 
 
+@pytest.mark.parametrize("name", ["x" * 300 + ".md", "y" * 300 + "/r.md"])
+def test_a_name_that_no_file_can_have_is_refused_before_the_work(name: str, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"`report`: .*: (cannot be written|expected a file)"):
+        require_report_file(tmp_path / name)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="uses links and modes")
 def test_a_link_to_a_report_stays_one_and_modes_stay(tmp_path: Path) -> None:
     (tmp_path / "kept").mkdir()

@@ -95,6 +95,17 @@ def test_a_file_that_differs_is_named_with_what_differs(
     assert detail in found[name].detail
 
 
+def test_end_tokens_that_the_checkpoint_lists_twice_are_the_artifacts(
+    exported_artifact: ArtifactFactory, tiny_lfm: Path, tmp_path: Path
+) -> None:
+    change = edit("generation_config.json", lambda d: d.update(eos_token_id=[7, 7]))
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(tiny_lfm, checkpoint)
+    change(checkpoint)
+    found = checks_of(copied(exported_artifact(SAMPLE), tmp_path / "changed", change, manifest=True), checkpoint)
+    assert all(check.passed for check in found.values()), found
+
+
 def test_a_file_changed_after_the_export_is_named(
     exported_artifact: ArtifactFactory, tiny_lfm: Path, tmp_path: Path
 ) -> None:
