@@ -97,6 +97,7 @@ class WeightTrace:
         if name not in self._known_files:
             path = Path(name).resolve()
             own = path.is_relative_to(PACKAGE) and path.is_file() and path.parent != Path(__file__).resolve().parent
+            own = own and "site-packages" not in path.parts  # of an environment that stands in the checkout
             self._known_files[name] = path.relative_to(PACKAGE).as_posix() if own else None
         return self._known_files[name]
 
