@@ -31,6 +31,8 @@ DEFAULT_MAX_NEW_TOKENS = 512
 class LfmModel:
     """A loaded model. Needs ONNX Runtime and the artifact's folder, neither torch nor transformers.
 
+    The weights stay mapped into memory for as long as it lives: whoever cuts their files short then ends the process.
+
     ``generate`` answers; ``forward``, ``prefill`` and ``decode`` are the steps that it is made of.
 
     >>> import lfm_onnx

@@ -333,7 +333,7 @@ def test_one_changed_byte_is_noticed_in_full_and_its_block_by_sample(copy: Path)
     Artifact.open(copy, verify="full")
 
 
-@pytest.mark.parametrize("verify", ["quick", "full"])
+@pytest.mark.parametrize("verify", ["none", "quick", "full"])
 def test_a_truncated_file_is_noticed(verify: Any, copy: Path) -> None:
     path = copy / "onnx" / "model.onnx_data"
     os.truncate(path, path.stat().st_size - 1)

@@ -85,7 +85,19 @@ struct Ort {
   }
 };
 
+// Before ONNX Runtime loads, which otherwise tells its maker of this machine; what the user has set stays.
+void DisableTelemetry() {
+  constexpr const char* kName = "ORT_DISABLE_TELEMETRY";
+  if (std::getenv(kName) != nullptr) return;
+#if defined(_WIN32)
+  _putenv_s(kName, "1");
+#else
+  setenv(kName, "1", 0);
+#endif
+}
+
 const OrtApiBase* LoadRuntime(const char* path) {
+  DisableTelemetry();
   using GetApiBase = const OrtApiBase* (*)();
   GetApiBase get = nullptr;
 #if defined(_WIN32)
