@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from lfm_onnx.export.ops import (
     OpsProfile,
@@ -73,6 +73,7 @@ def test_qlinear_on_float_activations_is_its_function(
 
 
 @examples
+@example(fmt=Format(8), rows=1, columns=194, tokens=1, seed=10)
 @given(
     fmt=formats,
     rows=st.integers(1, 70),
@@ -86,7 +87,10 @@ def test_qlinear_on_int8_activations_rounds_them_by_block(
     weight = Weight(fmt, rows, columns, seed=seed)
     x = activations(seed, tokens, columns)
     (found,) = run_native("QLinear", {"x": x}, qlinear_tensors(x, weight), qlinear_attributes(fmt, weight, 8))
-    assert_close(found, quantized_activations(x, fmt.block_size) @ weight.values.T)
+    rounded = quantized_activations(x, fmt.block_size)
+    # A single output may be next to nothing: what is rounded are the terms that cancel in it.
+    terms = float((np.abs(rounded) @ np.abs(weight.values).T).max())
+    assert_close(found, rounded @ weight.values.T, terms=terms)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
