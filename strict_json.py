@@ -153,6 +153,7 @@ class JsonObject:
         return float(value)
 
     def flag(self, name: str, default: Any = _REQUIRED) -> bool:
+        """True or false; 0 and 1 are refused."""
         value = self.data.get(name, default)
         if not isinstance(value, bool):
             raise self.refuse(name, "true or false")
@@ -174,12 +175,14 @@ class JsonObject:
         return value
 
     def object(self, name: str, default: Any = _REQUIRED) -> JsonObject:
+        """An object, whose own members are refused by their full place, such as ``rotary.base``."""
         value = self.data.get(name, default)
         if not isinstance(value, Mapping):
             raise self.refuse(name, "an object")
         return self._inner(value, f"{self._path(name)}.")
 
     def object_or_null(self, name: str) -> JsonObject | None:
+        """An object, or None for null; a member that is missing is refused."""
         return None if self.data.get(name, _REQUIRED) is None else self.object(name)
 
     def array(self, name: str, expected: str = "a list", default: Any = _REQUIRED) -> list[Any]:
@@ -190,6 +193,7 @@ class JsonObject:
         return list(value)
 
     def objects(self, name: str, *, may_be_empty: bool = True) -> list[JsonObject]:
+        """A list of objects, with one or more where it may not be empty."""
         expected = "a list of objects" if may_be_empty else "a list of one object or more"
         items = self.array(name, expected)
         if not items and not may_be_empty:
@@ -197,6 +201,7 @@ class JsonObject:
         return [self._inner(item, f"{self._path(name)}[{index}].") for index, item in enumerate(items)]
 
     def integers(self, name: str, low: int | None = None) -> list[int]:
+        """A list of integers, each ``low`` or more where that is given; it may be empty."""
         expected = f"a list, each {_with_range('an integer', low, None)}"
         items = self.array(name, expected)
         if not all(_is_integer(item, low, None) for item in items):
@@ -204,6 +209,7 @@ class JsonObject:
         return items
 
     def texts(self, name: str) -> list[str]:
+        """A list of texts; it may be empty."""
         items = self.array(name, "a list of texts")
         if not all(isinstance(item, str) for item in items):
             raise self.refuse(name, "a list of texts")

@@ -30,6 +30,7 @@ class ArtifactFile:
 
     @classmethod
     def from_json(cls, entry: JsonObject) -> ArtifactFile:
+        """The file that an entry of the manifest's ``files`` describes; raises the error of ``entry``."""
         return cls(
             path=entry.path_inside("path"),
             bytes=entry.integer("bytes", 0),
@@ -38,6 +39,7 @@ class ArtifactFile:
         )
 
     def to_dict(self) -> dict[str, Any]:
+        """The entry as plain data, which ``from_json`` reads."""
         return asdict(self)
 
 

@@ -61,6 +61,7 @@ class BlockFormat:
 
     @property
     def max_code(self) -> int:
+        """The largest code: 15 at 4 bits, 255 at 8."""
         return (1 << self.bits) - 1
 
     @property
@@ -70,6 +71,7 @@ class BlockFormat:
 
     @property
     def scale_numpy(self) -> np.dtype[np.generic]:
+        """The scales' dtype as numpy's."""
         return np.dtype(self.scale_dtype)
 
     @property

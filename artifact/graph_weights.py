@@ -76,6 +76,7 @@ class GraphWeight:
 
     @property
     def columns(self) -> int:
+        """Elements of a row, or of the whole vector."""
         return self.shape[-1]
 
     @property

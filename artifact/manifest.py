@@ -53,11 +53,13 @@ class Source:
 
     @classmethod
     def of(cls, checkpoint: str, config_sha256: str, files: Sequence[SourceFile], notes: Sequence[str]) -> Source:
+        """The source with those weight files; their common digest is that of their SHA-256s in the order given."""
         content = hashlib.sha256("".join(file.sha256 for file in files).encode()).hexdigest()
         return cls(checkpoint, content, config_sha256, tuple(files), tuple(notes))
 
     @classmethod
     def from_json(cls, entry: JsonObject) -> Source:
+        """The source that the manifest's ``source`` describes; raises the error of ``entry``."""
         return cls(
             checkpoint=entry.text("checkpoint"),
             content_sha256=entry.text("content_sha256"),
@@ -70,6 +72,7 @@ class Source:
         )
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain data, in the order of the file; without ``notes`` where there are none."""
         return {
             "checkpoint": self.checkpoint,
             "content_sha256": self.content_sha256,
@@ -90,6 +93,7 @@ class ModelFacts:
 
     @classmethod
     def from_json(cls, entry: JsonObject) -> ModelFacts:
+        """The facts that the manifest's ``model`` states; raises the error of ``entry``."""
         return cls(
             model_type=entry.text("model_type"),
             parameters=entry.integer("parameters", 1),
@@ -117,6 +121,7 @@ class Variant:
 
     @classmethod
     def from_json(cls, entry: JsonObject) -> Variant:
+        """The variant that a member of the manifest's ``variants`` describes; raises the error of ``entry``."""
         return cls(
             model=entry.path_inside("model"),
             ops=entry.text("ops"),
@@ -128,6 +133,7 @@ class Variant:
         )
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain data, in the order of the file; without ``weight_bytes`` and ``quantization`` where they are None."""
         weight_bytes = {} if self.weight_bytes is None else {"weight_bytes": self.weight_bytes}
         quantization = {} if self.quantization is None else {"quantization": dict(self.quantization)}
         return {

@@ -43,6 +43,7 @@ class State:
 
     @classmethod
     def from_json(cls, entry: JsonObject) -> State:
+        """The state that an entry of the NPU's manifest describes; raises the error of ``entry``."""
         return cls(
             layer=entry.integer("layer", 0),
             part=entry.integer("part", 0),
@@ -54,6 +55,7 @@ class State:
         )
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain data, in the order of the file; with an ``axis`` only where the state grows."""
         return {
             "layer": self.layer,
             "part": self.part,
@@ -79,10 +81,12 @@ class Embedding:
 
     @property
     def row_bytes(self) -> int:
+        """Bytes of one token's row."""
         return self.width * self.dtype.itemsize
 
     @classmethod
     def from_json(cls, entry: JsonObject) -> Embedding:
+        """The table that the NPU's manifest describes; raises the error of ``entry``. No ``scale``: not quantized."""
         shape = entry.integers("shape", 1)
         if len(shape) != 2:
             raise entry.refuse("shape", "[rows, width]")
@@ -98,6 +102,7 @@ class Embedding:
         )
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain data, in the order of the file; without scale and zero point where it is not quantized."""
         return {
             "file": self.file,
             "dtype": self.dtype.name,

@@ -45,6 +45,7 @@ class NpuPort:
 
     @classmethod
     def from_json(cls, entry: JsonObject) -> NpuPort:
+        """The port that an entry of a graph's ``inputs`` or ``outputs`` describes; raises the error of ``entry``."""
         quantized = "scale" in entry
         return cls(
             name=entry.text("name"),
@@ -57,6 +58,7 @@ class NpuPort:
         )
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain data, in the order of the file; without scale and zero point, or layer, where it has none."""
         parameters = {} if self.scale is None else {"scale": self.scale, "zero_point": self.zero_point}
         layer = {} if self.layer is None else {"layer": self.layer}
         shape = list(self.shape)
@@ -91,6 +93,7 @@ class NpuGraph:
 
     @classmethod
     def from_json(cls, entry: JsonObject) -> NpuGraph:
+        """The graph that an entry of a part's ``graphs`` describes, with its ports; raises the error of ``entry``."""
         return cls(
             phase=entry.text("phase", PHASES),
             context_length=entry.integer("context_length", 1),
@@ -107,6 +110,7 @@ class NpuGraph:
         )
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain data, in the order of the file, ports and weights included."""
         return {
             "phase": self.phase,
             "context_length": self.context_length,
@@ -158,6 +162,7 @@ class NpuPart:
 
     @classmethod
     def from_json(cls, entry: JsonObject) -> NpuPart:
+        """The part that an entry of the NPU's manifest describes, with its graphs; raises the error of ``entry``."""
         layers = entry.integers("layers", 0)
         if len(layers) != 2:
             raise entry.refuse("layers", "[first, last]")
@@ -179,6 +184,7 @@ class NpuPart:
         )
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain data, in the order of the file, graphs included."""
         return {
             "index": self.index,
             "name": self.name,

@@ -84,6 +84,7 @@ class Checkpoint:
         return list(self._locations)
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """The tensor's shape, of one expert's matrix where experts are fused; CheckpointError for an unknown name."""
         return self._location(name).shape
 
     def dtype(self, name: str) -> str:

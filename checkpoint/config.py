@@ -80,6 +80,7 @@ class LfmConfig:
 
     @property
     def is_moe(self) -> bool:
+        """Whether some layers' feed-forward is a mixture of experts (LFM2-MoE)."""
         return self.model_type == "lfm2_moe"
 
     @property
@@ -94,13 +95,16 @@ class LfmConfig:
 
     @property
     def conv_layers(self) -> tuple[int, ...]:
+        """Indices of the layers that are short convolutions, ascending."""
         return tuple(i for i, kind in enumerate(self.layer_types) if kind == "conv")
 
     @property
     def attention_layers(self) -> tuple[int, ...]:
+        """Indices of the layers with attention, ascending."""
         return tuple(i for i, kind in enumerate(self.layer_types) if kind == "full_attention")
 
     def is_moe_layer(self, layer: int) -> bool:
+        """Whether the layer of that index has experts: in an MoE model all but the first ``num_dense_layers``."""
         return self.is_moe and layer >= self.num_dense_layers
 
     @classmethod

@@ -14,6 +14,7 @@ class FiniteFloat(click.FloatRange):
     name = "float"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number; a usage error for what is no number, is infinite or NaN, or lies outside the range."""
         if not math.isfinite(number := super().convert(value, param, ctx)):
             self.fail(f"{value!r} is not a finite number", param, ctx)
         return number

@@ -50,9 +50,11 @@ class CommandLine(click.Group):
     """The commands by name. However a command ends, it ends with one line on stderr and an exit code."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands' names in the order of the overview."""
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, its module imported only now and --traceback among its options; None for an unknown name."""
         if cmd_name not in _COMMANDS:
             return None
         module, _, attribute = _COMMANDS[cmd_name][0].partition(":")
@@ -62,10 +64,12 @@ class CommandLine(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The overview, from the table alone: no command's module is imported for it."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, summary) in _COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
+        """The command's result; Ctrl-C within it becomes an exception that click leaves to ``main``."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:  # click would add an empty line

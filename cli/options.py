@@ -23,11 +23,13 @@ class Respelled(click.Option):
         self._former = frozenset(former)
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """The option's line in --help, without the former spellings; None for a hidden option."""
         shown = copy.copy(self)
         shown.opts = [name for name in self.opts if name not in self._former]
         return super(Respelled, shown).get_help_record(ctx)
 
     def get_error_hint(self, ctx: click.Context | None) -> str:
+        """The first spelling in quotes, as errors name the option."""
         return f"'{self.opts[0]}'"
 
 
@@ -35,6 +37,7 @@ class Target(click.Choice):  # type: ignore[type-arg]  # generic since click 8.3
     """What a model runs on; the names of --plan, which --target was called before, are understood."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The target as the choices spell it, "npu" taken for "qnn"; a usage error for any other."""
         return super().convert("qnn" if value == "npu" else value, param, ctx)
 
 

@@ -20,6 +20,7 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Whole bytes; a usage error for what is no size, or for one of more than 2**60 bytes."""
         match = _SIZE.fullmatch(str(value))
         if match is None or match[2].upper() not in _UNITS:
             self.fail(f"{value!r} is no size: expected such as 4.8GB, 300MB or 1GiB", param, ctx)
@@ -36,6 +37,7 @@ class BlockSizeChoice(click.Choice):  # type: ignore[type-arg]  # generic since 
         super().__init__([str(size) for size in BLOCK_SIZES])
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The choice as an int; a usage error for what is none of the choices."""
         return int(super().convert(value, param, ctx))
 
 
@@ -45,6 +47,7 @@ class ContextLengths(click.ParamType):  # type: ignore[type-arg]  # generic sinc
     name = "lengths"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """The numbers in the order given; a usage error unless all are whole and at least 1."""
         if isinstance(value, tuple):
             return value
         parts = [part.strip() for part in str(value).split(",")]

@@ -61,6 +61,7 @@ class WeightTrace:
         threading.setprofile(None)
 
     def __call__(self, frame: FrameType, event: str, _: Any) -> None:
+        """One event of a thread: files are noted at calls that take the weight, an array of it, or the session."""
         handling = self._thread.__dict__.setdefault("handling", [])
         if event == "return" and handling and handling[-1] is frame:
             handling.pop()

@@ -84,19 +84,24 @@ class ArtifactSource(Checkpoint):
             raise ArtifactError(f"{source}: cannot be read: {error.strerror or error}") from None
 
     def names(self) -> list[str]:
+        """Canonical names of all tensors of the checkpoint, in the model's order."""
         return list(self._rows)
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """The tensor's shape in the checkpoint's layout. CheckpointError where the model has no tensor of that name."""
         return self._rows_named(name).shape
 
     def dtype(self, name: str) -> str:
+        """Stored dtype in the artifact: "F32" or "F16"."""
         return self._rows_named(name).stored.dtype
 
     def nbytes(self, name: str) -> int:
+        """Bytes of the tensor's values in the artifact's dtype."""
         tensor = self._rows_named(name)
         return math.prod(tensor.shape) * _NUMPY[tensor.stored.dtype].itemsize
 
     def raw(self, name: str) -> npt.NDArray[Any]:
+        """The tensor in its stored dtype: a read-only view of the mapped file, or a new array where need be."""
         tensor = self._rows_named(name)
         stored = tensor.stored
         if stored.inline is not None or stored.path is None or tensor.taps:
@@ -107,9 +112,14 @@ class ArtifactSource(Checkpoint):
         return rows[tensor.first : tensor.first + count * tensor.step : tensor.step]
 
     def release(self, name: str) -> None:
+        """No more than a check of the name (CheckpointError): no mapping outlives the arrays that ``raw`` returns."""
         self._rows_named(name)
 
     def float32(self, name: str, rows: slice | None = None) -> npt.NDArray[np.float32]:
+        """The tensor, or ``rows`` of its first axis (step 1), as a new float32 array.
+
+        CheckpointError for a value that is not a number; ValueError for another step.
+        """
         tensor = self._rows_named(name)
         begin, end, step = (rows or slice(None)).indices(tensor.shape[0])
         if step != 1:
@@ -125,6 +135,7 @@ class ArtifactSource(Checkpoint):
         return values
 
     def fingerprint(self) -> str:
+        """Identity of the files without reading the weights: sha256 over config, sizes, times and digests on record."""
         digest = hashlib.sha256((self.folder / CONFIG_NAME).read_bytes())
         for file in self.artifact.model_files:
             status = (self.folder / file.path).stat()
@@ -132,6 +143,7 @@ class ArtifactSource(Checkpoint):
         return digest.hexdigest()
 
     def weight_files(self) -> list[Path]:
+        """The artifact's model files: the graph and its external weights."""
         return [self.folder / file.path for file in self.artifact.model_files]
 
     def _read(

@@ -48,6 +48,7 @@ class DataFile:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the file: the end of its last tensor."""
         last = self.tensors[-1]
         return last.offset + last.tensor.nbytes
 

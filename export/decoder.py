@@ -106,6 +106,10 @@ class Backbone(nn.Module):
     def forward(
         self, op: OpBuilder, context: GraphContext, pasts: list[tuple[ir.Value, ...]]
     ) -> tuple[ir.Value, list[tuple[ir.Value, ...]]]:
+        """(final hidden states, present states of each layer) from ``pasts``, each layer's past states.
+
+        Names the residual stream (after the embedding and each layer) and the final norm's result hidden_states.*.
+        """
         residual = self._embed(op, context)
         delta: ir.Value | None = None
         presents = []
@@ -165,6 +169,7 @@ class LfmForCausalLM(nn.Module):
         pasts: list[tuple[ir.Value, ...]],
         num_logits_to_keep: ir.Value,
     ) -> tuple[ir.Value, list[tuple[ir.Value, ...]]]:
+        """(logits [B, kept, vocab_size], present states of each layer) from ``pasts``, each layer's past states."""
         final, presents = self.model(op, context, pasts)
         vocab_size, hidden_size = self.size
         rows = rows_to_keep(op, context, num_logits_to_keep)

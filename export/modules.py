@@ -53,6 +53,7 @@ class Linear(nn.Module):
         self.bias = scope.vector("bias", out_features, bias_dtype) if bias else None
 
     def forward(self, op: OpBuilder, x: ir.Value, context: GraphContext) -> ir.Value:
+        """[.., in] → [.., out]: Gemm in the weight's type, or ``ai.liquid::QLinear``."""
         return linear(op, x, self.parameters_of_weight, self.size, self.format, context, self.bias)
 
 
@@ -95,6 +96,7 @@ class NormWeight(nn.Module):
         self.weight = scope.vector("weight", size)
 
     def forward(self, op: OpBuilder) -> ir.Value:
+        """The weight [size] itself, as an input of that node."""
         return self.weight
 
 
@@ -107,6 +109,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        """Values of x [.., size], normalized and scaled, in the same shape."""
         mean_square = op.ReduceMean(op.Pow(x, 2.0), [-1], keepdims=1)
         result: ir.Value = op.Mul(op.Div(x, op.Sqrt(op.Add(mean_square, self.eps))), self.weight)
         return result
@@ -146,6 +149,7 @@ class MLP(nn.Module):
         self.w3 = Linear(hidden, width, scope.scope("w3"))
 
     def forward(self, op: OpBuilder, x: ir.Value, context: GraphContext) -> ir.Value:
+        """[B*S, hidden] → [B*S, hidden], float32."""
         gate = self.w1(op, x, context)
         result: ir.Value = self.w2(op, op.Mul(op.Mul(gate, op.Sigmoid(gate)), self.w3(op, x, context)), context)
         return result
@@ -166,6 +170,7 @@ class QuantizedMLP(nn.Module):
         self.w2 = declare_weight(self, "down.weight", down, self.format)
 
     def forward(self, op: OpBuilder, x: ir.Value, context: GraphContext) -> ir.Value:
+        """[B, S, hidden] → [B, S, hidden] in the activations' type."""
         assert context.functions.quantized is not None
         attributes = {"K": self.hidden, "F": self.width, **format_attributes(self.format)}
         y = op.call(context.functions.quantized.swiglu, x, *_two_weights(self.w13, self.w2), **attributes)
@@ -201,6 +206,7 @@ class SparseMoE(nn.Module):
         self.down = declare_weight(self, "experts.down_proj", down, self.format)
 
     def forward(self, op: OpBuilder, x: ir.Value, context: GraphContext) -> ir.Value:
+        """The weighted sum of the chosen experts' results, in the shape of x and the activations' type."""
         config = self.config
         y = op.call(
             context.functions.sparse_moe,
@@ -248,6 +254,7 @@ class Convolution(nn.Module):
     def forward(
         self, op: OpBuilder, bcx: ir.Value, context: GraphContext, past_conv: ir.Value
     ) -> tuple[ir.Value, ir.Value]:
+        """(y [B, S, hidden], present state [B, hidden, L]) from ``bcx`` [B, S, 3*hidden]: B, C and x side by side."""
         inputs = [bcx, self.weight, context.mask, past_conv]
         if self.bias is not None:
             inputs.append(self.bias)
@@ -270,6 +277,7 @@ class ShortConv(nn.Module):
     def forward(
         self, op: OpBuilder, x: ir.Value, context: GraphContext, past_conv: ir.Value
     ) -> tuple[ir.Value, ir.Value]:
+        """(y in the shape of x, present state [B, hidden, L]) from the past state ``past_conv`` [B, hidden, L]."""
         bcx = context.by_row(op, self.in_proj(op, x, context), 3 * self.hidden)
         y, present = self.conv(op, bcx, context, past_conv)
         return self.out_proj(op, context.between_blocks(op, y, self.hidden), context), present

@@ -55,6 +55,7 @@ class NpuPlan:
 
     @property
     def output(self) -> Path:
+        """The folder that the export goes to."""
         return self.request.output
 
     @property

@@ -59,6 +59,7 @@ class ExportPlan:
 
     @property
     def tensors(self) -> list[WeightTensor]:
+        """All tensors to write: those inside the .onnx file, then those of the data files in order."""
         return [*self.inline, *(placed.tensor for file in self.data_files for placed in file.tensors)]
 
     @property

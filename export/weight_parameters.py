@@ -58,6 +58,7 @@ class WeightScope:
     layer: int | None = None
 
     def scope(self, name: str, layer: int | None = None) -> WeightScope:
+        """The scope of the part ``name`` of this module, in ``layer``; None: in the same layer as this one."""
         return replace(self, path=self.name(name), layer=self.layer if layer is None else layer)
 
     def name(self, name: str) -> str:

@@ -52,10 +52,12 @@ class WeightTensor:
 
     @property
     def elements(self) -> int:
+        """Number of values."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
+        """Bytes of its values in the file, alignment aside."""
         return self.elements * self.dtype.itemsize
 
     @property
@@ -178,6 +180,7 @@ class BlockWeight:
         self._zero_points: list[npt.NDArray[np.generic]] | None = None
 
     def codes(self) -> Arrays:
+        """Codes [rows, blocks, block_bytes] of each piece in turn; its scales and zero points are kept for later."""
         scales: list[npt.NDArray[np.generic]] = []
         zero_points: list[npt.NDArray[np.generic]] = []
         for quantized in self._pieces():
@@ -188,12 +191,14 @@ class BlockWeight:
         self._scales, self._zero_points = scales, zero_points
 
     def scales(self) -> Arrays:
+        """Scales [rows, blocks] of each piece in turn; kept ones are given out once and then made again."""
         if self._scales is None:
             self._make_again()
         scales, self._scales = self._scales, None
         yield from scales or ()
 
     def zero_points(self) -> Arrays:
+        """Zero points [rows, zero_point_bytes] of each piece in turn, like ``scales``; none in symmetric formats."""
         if self._zero_points is None:
             self._make_again()
         zero_points, self._zero_points = self._zero_points, None

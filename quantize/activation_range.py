@@ -26,12 +26,14 @@ class ActivationRange:
     where: str = ""
 
     def see(self, where: str, values: Array) -> None:
+        """Largest magnitude of ``values`` (not empty), kept with ``where`` if it exceeds what was kept or is NaN."""
         largest = float(np.abs(values).max())
         if not largest <= self.largest:  # NaN too: a float32 that overflowed
             self.largest, self.where = largest, where
 
     @property
     def fits_float16(self) -> bool:
+        """Whether float16 holds the largest magnitude; False for NaN."""
         return self.largest <= FLOAT16_LARGEST
 
 

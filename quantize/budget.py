@@ -26,6 +26,7 @@ class Upgrade:
 
     @property
     def gain_per_byte(self) -> float:
+        """Nats of KLD saved per byte spent."""
         return self.gain / self.nbytes
 
 

@@ -75,6 +75,7 @@ class LayerInputs:
 
     @property
     def tokens(self) -> int:
+        """Number of tokens in all sequences together."""
         return sum(len(ids) for ids in self._ids)
 
     @property

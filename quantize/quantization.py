@@ -63,10 +63,12 @@ class Quantization:
 
     @property
     def calibrated(self) -> bool:
+        """Whether there is calibration text; without it ``sequences`` is None."""
         return self.sequences is not None
 
     @property
     def quantizer(self) -> Quantizer:
+        """The one quantizer, made at the first call; safe to ask for from several threads."""
         with self._lock:
             if "quantizer" not in self._quantizers:
                 self._quantizers["quantizer"] = Quantizer(
@@ -76,9 +78,11 @@ class Quantization:
 
     @cached_property
     def groups(self) -> list[TensorGroup]:
+        """The groups of ``weights`` that share a format each, in the weights' order."""
         return tensor_groups(self.weights)
 
     def quantize(self, weight: GraphWeight, rows: Float32, first_row: int, fmt: BlockFormat) -> QuantizedRows:
+        """Blocks of ``rows`` [n, K], which start at row ``first_row`` of ``weight``; see ``Quantizer.quantize``."""
         return self.quantizer.quantize(weight, rows, first_row, fmt)
 
     def tensor_reports(self) -> dict[str, dict[str, Any]]:

@@ -57,9 +57,11 @@ class QuantizedWeights:
         return cls(plain, quantization, places, rounds_activations)
 
     def scope(self, prefix: str) -> QuantizedWeights:
+        """The same weights by names relative to ``prefix``, itself relative to this prefix."""
         return replace(self, prefix=self.prefix + prefix)
 
     def __call__(self, name: str) -> Any:
+        """The tensor of that name, rounded where its group has a format, else as ``plain`` gives it."""
         full = self.prefix + name
         place = self.places.get(full)
         if place is None:

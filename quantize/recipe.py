@@ -45,6 +45,7 @@ class Choice:
     measured_tokens: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain data, as the recipe's JSON holds it: every field by name, None where there is none."""
         return asdict(self)
 
 

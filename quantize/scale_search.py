@@ -37,6 +37,7 @@ class BlockColumn:
     """[n] whole numbers; None in symmetric formats"""
 
     def codes(self, fmt: BlockFormat) -> Codes:
+        """uint8 [block_size, n]: the levels plus the zero points, those of ``fmt`` where it is symmetric."""
         zero_points = np.float32(fmt.zero_point) if self.zero_points is None else self.zero_points
         return (self.levels + zero_points).astype(np.uint8)
 
@@ -86,6 +87,7 @@ class RowsInBlocks:
         self._zero_points = None if fmt.symmetric else np.empty((count, self.blocks), np.uint8)
 
     def put(self, rows: slice, block: int, column: BlockColumn) -> None:
+        """Block number ``block`` of the rows ``rows``, packed and stored from ``column``, whose n is their number."""
         fmt = self._format
         self._data[rows, block] = fmt.pack(column.codes(fmt), axis=0).T
         self._scales[rows, block] = column.scales
@@ -93,6 +95,7 @@ class RowsInBlocks:
             self._zero_points[rows, block] = column.zero_points
 
     def packed(self) -> QuantizedRows:
+        """The finished rows, their zero points packed; complete once every block of every row was put in."""
         zero_points = None if self._zero_points is None else self._format.pack(self._zero_points)
         return QuantizedRows(self._data, self._scales, zero_points)
 

@@ -23,6 +23,7 @@ class TensorGroup:
 
     @property
     def parameters(self) -> int:
+        """Number of elements of all weights together."""
         return sum(weight.rows * weight.columns for weight in self.weights)
 
     @property

@@ -45,6 +45,7 @@ class RecordedInputs:
     inputs: dict[str, list[Float32]] = field(default_factory=dict)
 
     def record(self, name: str, x: Float32) -> None:
+        """One more piece ``x`` [tokens, K] of what goes into the matrix ``name``; kept, not copied."""
         self.inputs.setdefault(name, []).append(x)
 
     @property
@@ -68,9 +69,11 @@ class WatchedWeights:
         self._layer, self._pool, self._prefix = layer, pool, prefix
 
     def scope(self, prefix: str) -> WatchedWeights:
+        """The same weights by names relative to ``prefix``, itself relative to this prefix; one record for all."""
         return WatchedWeights(self._reader, self._matrices, self._layer, self._pool, self._prefix + prefix)
 
     def __call__(self, name: str) -> Any:
+        """The tensor in float32, or for a watched matrix what stands for it in ``x @ W.T``."""
         full = self._prefix + name
         if full not in self._matrices.names:
             return self._reader.float32(full)

@@ -72,6 +72,7 @@ class SafetensorsWeights:
             self.config = replace(self.config, tie_word_embeddings=False)
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """The tensor's shape, of one expert's matrix where experts are fused; CheckpointError where there is none."""
         return self._place(name).shape
 
     def float32(self, name: str, rows: slice | None = None) -> Array:

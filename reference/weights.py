@@ -26,9 +26,13 @@ class WeightReader(Protocol):
     """
 
     @property
-    def config(self) -> LfmConfig: ...
+    def config(self) -> LfmConfig:
+        """Sizes and switches of the model that the tensors belong to."""
+        ...
 
-    def shape(self, name: str) -> tuple[int, ...]: ...
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of the tensor of that canonical name."""
+        ...
 
     def float32(self, name: str, rows: slice | None = None) -> Array:
         """The tensor, or ``rows`` of its first axis (step 1), as a new array; no other memory is kept."""
@@ -52,6 +56,7 @@ class ConvertedWeights:
     arrays: dict[tuple[str, int], Array] = field(default_factory=dict)
 
     def keep(self, key: tuple[str, int], array: Array) -> None:
+        """Keeps ``array`` where it fits into what is left of the budget; otherwise nothing changes."""
         if self.used + array.nbytes <= self.budget:
             self.arrays[key] = array
             self.used += array.nbytes

@@ -18,13 +18,19 @@ class SequenceState(Protocol):
     """What a session remembers of the tokens fed so far: ``length`` tokens, of at most ``limit``, in ``batch`` rows."""
 
     @property
-    def batch(self) -> int: ...
+    def batch(self) -> int:
+        """Number of sequences that the state holds side by side."""
+        ...
 
     @property
-    def length(self) -> int: ...
+    def length(self) -> int:
+        """Number of tokens fed so far."""
+        ...
 
     @property
-    def limit(self) -> int: ...
+    def limit(self) -> int:
+        """The most tokens that the context holds."""
+        ...
 
     def check(self, total: int) -> None:
         """InputError if ``total`` tokens are more than the context holds."""

@@ -62,10 +62,12 @@ class RendererProcess:
 
     @property
     def pid(self) -> int:
+        """The process id."""
         return self._process.pid
 
     @property
     def alive(self) -> bool:
+        """Whether the process has not ended yet; does not wait for it."""
         return self._process.poll() is None
 
     def ask(self, request: bytes) -> tuple[Outcome, str]:

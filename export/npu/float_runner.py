@@ -29,11 +29,13 @@ class Ranges:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def add(self, name: str, low: float, high: float) -> None:
+        """Widens the range of tensor ``name`` to include low … high."""
         with self._lock:
             before = self.by_tensor.get(name, (low, high))
             self.by_tensor[name] = (min(low, before[0]), max(high, before[1]))
 
     def merge(self, others: Mapping[str, Range]) -> None:
+        """Widens the ranges by those of ``others``, by tensor."""
         for name, (low, high) in others.items():
             self.add(name, low, high)
 
@@ -72,6 +74,7 @@ class FloatGraph:
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def run(self, feeds: Mapping[str, npt.NDArray[np.generic]]) -> dict[str, Array]:
+        """Arrays by input name → outputs by name; with ``ranges``, what the tensors inside reach is added to them."""
         found = dict(zip(self._outputs, self._session.run(None, {**self._weights, **feeds}), strict=True))
         for name in self._watched:
             low, high = found.pop(f"{name}.lowest"), found.pop(f"{name}.highest")
@@ -121,6 +124,7 @@ class FloatPart:
         self.prefill, self.decode = (FloatGraph(graph, weights, ranges=ranges) for graph in graphs)
 
     def new_state(self) -> FloatState:
+        """The state before the first token: zeros for every state input, no cache column filled."""
         inputs = self.decode.graph.inputs
         return FloatState(
             arrays={port.name: np.zeros(port.value.shape, np.float32) for port in inputs if port.role in STATE_ROLES}

@@ -30,6 +30,7 @@ class FloatWeight:
     half: Half | None = None
 
     def array(self) -> Array:
+        """The initializer's float32 values: see ``float_array`` for a whole weight, ``packed_half`` for a half."""
         return float_array(self.weight) if self.half is None else packed_half(self.weight, self.half)
 
 

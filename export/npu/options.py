@@ -48,18 +48,21 @@ class NpuOptions:
 
     @property
     def decode(self) -> MoeForm:
+        """The form of the experts in decode graphs: ``moe_decode``, or what suits the weights."""
         if self.moe_decode is not None:
             return self.moe_decode
         return MoeForm.PACKED if self.weights is NpuWeights.INT4 else MoeForm.GATHERED
 
     @property
     def chosen_headroom(self) -> float:
+        """The headroom in use, a factor: ``headroom``, or the default for the kind of calibration text."""
         if self.headroom is not None:
             return self.headroom
         return FOREIGN_HEADROOM if self.calibration is None else HEADROOM
 
     @property
     def prefill(self) -> MoeForm:
+        """The form of the experts in prefill graphs: that of decode where these share them, else all at once."""
         return self.decode if self.share_experts else MoeForm.WIDE
 
     def parts(self, config: LfmConfig) -> list[PartPlan]:

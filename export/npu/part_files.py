@@ -46,6 +46,7 @@ class DeclaredGraph:
 
     @property
     def file(self) -> str:
+        """The file's name in the part's folder, such as prefill-1024.onnx."""
         return f"{self.phase.value}-{self.context_length}.onnx"
 
 
@@ -94,6 +95,7 @@ class PartWriter:
         """By graph file: bytes by initializer."""
 
     def write(self, graphs: list[DeclaredGraph]) -> None:
+        """The file of weights, flushed to disk, then one .onnx file for each graph; the folder is made if missing."""
         self._folder.mkdir(parents=True, exist_ok=True)
         models: dict[str, ir.Model] = {}
         weights: dict[str, _WeightArrays] = {}

@@ -31,6 +31,7 @@ class MoeForm(Enum):
 
     @property
     def is_packed(self) -> bool:
+        """Whether two 4-bit codes share a byte."""
         return self is MoeForm.PACKED
 
 

@@ -64,12 +64,14 @@ class QuantizationParameters:
         return cls("uint16", float(np.float32(max(magnitude, SMALLEST_RANGE) / 32767)), 32768)
 
     def codes(self, values: Array) -> npt.NDArray[np.generic]:
+        """The nearest codes, in ``dtype`` and of the same shape; values out of range get the lowest or highest code."""
         info = np.iinfo(self.dtype)
         steps = np.rint(values.astype(np.float64) / self.scale) + self.zero_point
         result: npt.NDArray[np.generic] = np.clip(steps, info.min, info.max).astype(self.dtype)
         return result
 
     def values(self, codes: npt.NDArray[np.generic]) -> Array:
+        """The float32 values that codes stand for, of the same shape."""
         result: Array = (codes.astype(np.float32) - np.float32(self.zero_point)) * np.float32(self.scale)
         return result
 

@@ -43,6 +43,7 @@ class Node:
 
     @property
     def name(self) -> str:
+        """The name of the first output."""
         return self.outputs[0].name
 
 
@@ -109,6 +110,7 @@ class StaticGraph:
     """Of the weights that are declared here."""
 
     def scope(self, prefix: str, layer: int | None = None) -> StaticGraph:
+        """A view of this graph whose names get ``prefix`` after the present one; layer None: the present layer."""
         return replace(self, prefix=self.prefix + prefix, layer=self.layer if layer is None else layer)
 
     def input(
@@ -127,6 +129,7 @@ class StaticGraph:
         return value
 
     def output(self, name: str, value: Value, role: str, *, layer: int | None = None) -> None:
+        """Makes ``value`` an output of the graph, called ``name`` outside, without the prefix."""
         self.outputs.append(Port(name, value, role, layer))
 
     def ending_at(self, names: Sequence[str]) -> StaticGraph:
@@ -144,11 +147,13 @@ class StaticGraph:
         return replace(self, inputs=inputs, outputs=outputs, nodes=nodes[::-1])
 
     def weight(self, name: str, shape: Sequence[int], kind: WeightKind, rows: Rows) -> Value:
+        """A float32 initializer of this shape, of the view's layer; its numbers are read from ``rows`` later."""
         value = Value(self.prefix + name, tuple(shape))
         self.weights[value.name] = Weight(value, kind, rows, self.layer)
         return value
 
     def constant(self, name: str, numbers: Sequence[int]) -> Value:
+        """An int64 vector of the numbers given, [n]."""
         name = self.prefix + name
         self.constants[name] = np.array(numbers, np.int64)
         return Value(name, (len(numbers),), "int64")
@@ -174,31 +179,40 @@ class StaticGraph:
         return value
 
     def matmul(self, name: str, x: Value, weight: Value) -> Value:
+        """x […, M, K] times weight […, K, N] → […, M, N]; the dimensions before are broadcast."""
         batch = np.broadcast_shapes(x.shape[:-2], weight.shape[:-2])
         return self.emit("MatMul", [x, weight], name, (*batch, x.shape[-2], weight.shape[-1]))
 
     def elementwise(self, op_type: str, name: str, *inputs: Value) -> Value:
+        """A node of one float32 output, in the shape that the inputs broadcast to."""
         return self.emit(op_type, inputs, name, np.broadcast_shapes(*(value.shape for value in inputs)))
 
     def add(self, name: str, a: Value, b: Value) -> Value:
+        """a + b, broadcast."""
         return self.elementwise("Add", name, a, b)
 
     def sub(self, name: str, a: Value, b: Value) -> Value:
+        """a - b, broadcast."""
         return self.elementwise("Sub", name, a, b)
 
     def mul(self, name: str, a: Value, b: Value) -> Value:
+        """a * b, element by element, broadcast."""
         return self.elementwise("Mul", name, a, b)
 
     def sigmoid(self, name: str, x: Value) -> Value:
+        """The logistic function of every element, with the range 0 … 1 known without calibration."""
         return self.fixed(self.elementwise("Sigmoid", name, x), 0.0, 1.0)
 
     def softmax(self, name: str, x: Value) -> Value:
+        """Softmax over the last axis, with the range 0 … 1 known without calibration."""
         return self.fixed(self.emit("Softmax", [x], name, x.shape, axis=-1), 0.0, 1.0)
 
     def rms_norm(self, name: str, x: Value, weight: Value, epsilon: float) -> Value:
+        """x over its root mean square on the last axis, times ``weight``; ``epsilon`` is added to the mean square."""
         return self.emit("RMSNormalization", [x, weight], name, x.shape, axis=-1, epsilon=epsilon)
 
     def reshape(self, name: str, x: Value, shape: Sequence[int]) -> Value:
+        """The same elements in another shape of as many; the dtype stays."""
         assert np.prod(shape) == np.prod(x.shape), (name, x.shape, shape)
         return self.emit("Reshape", [x, self.constant(f"{name}.shape", shape)], name, shape, dtype=x.dtype)
 
@@ -210,6 +224,7 @@ class StaticGraph:
         return self.emit("Transpose", [x], name, [x.shape[axis] for axis in perm], perm=list(perm))
 
     def slice(self, name: str, x: Value, axis: int, start: int, stop: int) -> Value:
+        """Elements start … stop - 1 along ``axis``, which may count from the end; the dtype stays."""
         axis %= len(x.shape)
         shape = (*x.shape[:axis], stop - start, *x.shape[axis + 1 :])
         bounds = [
@@ -219,12 +234,14 @@ class StaticGraph:
         return self.emit("Slice", [x, *bounds], name, shape, dtype=x.dtype)
 
     def concat(self, name: str, values: Sequence[Value], axis: int) -> Value:
+        """Float32 values one after another along ``axis``, which may count from the end; the other sizes agree."""
         axis %= len(values[0].shape)
         total = sum(value.shape[axis] for value in values)
         shape = (*values[0].shape[:axis], total, *values[0].shape[axis + 1 :])
         return self.emit("Concat", values, name, shape, axis=axis)
 
     def gather(self, name: str, data: Value, indices: Value, axis: int) -> Value:
+        """Float32 entries of ``data`` along ``axis``, 0 or more, in whose place the shape of ``indices`` stands."""
         shape = (*data.shape[:axis], *indices.shape, *data.shape[axis + 1 :])
         return self.emit("Gather", [data, indices], name, shape, axis=axis)
 

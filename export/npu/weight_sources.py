@@ -25,6 +25,7 @@ class Rows:
     beside: bool = False
 
     def __call__(self, first: int, last: int) -> Array:
+        """The float32 rows that ``read`` gives."""
         return self.read(first, last)
 
 
@@ -36,6 +37,7 @@ class WeightSources:
     prefix: str = ""
 
     def scope(self, prefix: str) -> WeightSources:
+        """The same checkpoint, for names under ``prefix`` after the present one."""
         return WeightSources(self.checkpoint, self.prefix + prefix)
 
     def matrix(self, name: str) -> Rows:

@@ -52,6 +52,7 @@ class BlockSize:
 
     @classmethod
     def of_function(cls, op: OpBuilder) -> BlockSize:
+        """Both, read from the attributes of the function whose body ``op`` builds."""
         return cls(attribute(op, "bits"), attribute(op, "block_size"))
 
 

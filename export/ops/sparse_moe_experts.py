@@ -42,6 +42,7 @@ class ExpertWeights:
 
     @property
     def half(self) -> bool:
+        """Whether the matrices are float16."""
         return self.dtype == ir.DataType.FLOAT16
 
 

@@ -91,10 +91,12 @@ class QuantizationReport:
 
     @property
     def kept(self) -> bool:
+        """Whether all promises were kept; True without any."""
         return all(promise.kept for promise in self.promises)
 
     @property
     def chosen(self) -> VariantResult | None:
+        """The first variant marked as chosen; None without one."""
         return next((variant for variant in self.variants if variant.chosen), None)
 
 
@@ -111,6 +113,7 @@ class ClassResult:
 
     @property
     def bits_per_weight(self) -> float:
+        """Bits stored per parameter, scales and zero points included; 0 without parameters."""
         return 8 * self.bytes / self.parameters if self.parameters else 0.0
 
 

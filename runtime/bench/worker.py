@@ -45,14 +45,17 @@ class OnnxEngine:
         )
 
     def restart(self, tokens: int) -> None:
+        """A new, empty context in place of the old one; ``tokens`` is not needed."""
         self._context = self._model.new_context()
 
     def feed(self, ids: Sequence[int]) -> np.ndarray:
+        """Logits float [V] of the last of ``ids`` (at least one), which are fed PREFILL_CHUNK at a time."""
         for start in range(0, len(ids), PREFILL_CHUNK):
             logits = self._context.feed(ids[start : start + PREFILL_CHUNK])
         return logits
 
     def step(self, token_id: int) -> np.ndarray:
+        """Logits float [V] after one more token, valid until the next call."""
         return self._context.feed([token_id])
 
 

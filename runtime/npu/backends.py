@@ -44,6 +44,7 @@ class CpuBackend:
         self.name = "ONNX Runtime CPU, the same quantized graphs"
 
     def open(self, graph: NpuGraph, model: bytes | None = None) -> InferenceSession:
+        """A CPU session of ``graph``, or of ``model``, a variant of it. Raises ArtifactError where it does not load."""
         path = self._folder / graph.file
         try:
             return open_cpu_session(model or path, self._threads, path.parent)
@@ -80,6 +81,10 @@ class QnnBackend:
             self.name += ", compiled at load"
 
     def open(self, graph: NpuGraph, model: bytes | None = None) -> InferenceSession:
+        """An NPU session of ``graph``, from its binary where there is one, or of ``model``, a variant of it.
+
+        Raises ArtifactError where nodes do not run on the NPU, NpuUnavailable where it does not take the graph.
+        """
         path = self._folder / graph.file
         compiled = self._compiled.get(graph.file) if model is None else None
         config = {"ep.share_ep_contexts": "1"} if self._share and compiled else {}

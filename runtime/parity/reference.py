@@ -30,9 +30,16 @@ class ReferenceModel(Protocol):
 
     def forward(
         self, input_ids: TokenIds, *, hidden: list[Array] | None = None, logits: Literal["all", "last"] = "all"
-    ) -> tuple[Array, object]: ...
+    ) -> tuple[Array, object]:
+        """Float32 logits of ``input_ids`` [T]: [T, V], or [1, V] of the last token; and the state after them.
 
-    def greedy(self, input_ids: TokenIds, max_new_tokens: int, eos_token_ids: Collection[int]) -> list[int]: ...
+        To ``hidden`` are appended num_hidden_layers + 2 arrays [T, H], as ``Reference.forward`` describes them.
+        """
+        ...
+
+    def greedy(self, input_ids: TokenIds, max_new_tokens: int, eos_token_ids: Collection[int]) -> list[int]:
+        """The likeliest continuation token by token, up to max_new_tokens or an end token, which is included."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,7 @@ class GreedyAgreement:
 
     @property
     def equal(self) -> bool:
+        """Whether all tokens agree, or the models part at a tie."""
         return self.agreed == self.tokens or self.tie
 
 
@@ -152,14 +153,17 @@ class TaskAccuracy:
 
     @property
     def right(self) -> int:
+        """Number of tasks answered right, over all categories."""
         return sum(right for right, _ in self.by_category.values())
 
     @property
     def tasks(self) -> int:
+        """Number of tasks, over all categories."""
         return sum(count for _, count in self.by_category.values())
 
     @property
     def accuracy(self) -> float:
+        """Share of the tasks answered right, 0 to 1; NaN without tasks."""
         return self.right / self.tasks if self.tasks else math.nan
 
 
@@ -181,6 +185,7 @@ class ParityReport:
 
     @property
     def passed(self) -> bool:
+        """Whether every check passed."""
         return all(check.passed for check in self.checks)
 
     @property
