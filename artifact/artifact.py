@@ -87,6 +87,7 @@ class Artifact:
             path = self.folder / file.path
             if not path.is_file():
                 raise ArtifactError(f"{path} is missing (the manifest lists it); export the checkpoint again")
+            path.open("rb").close()  # a file that may not be read is said now, not when it is wanted
             if verify != "full" and (file.path not in own or (verify == "none" and file.path == self.entry.model)):
                 continue
             size = path.stat().st_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -331,6 +332,18 @@ def test_one_changed_byte_is_noticed_in_full_and_its_block_by_sample(copy: Path)
             assert "is not the file that was exported" in refusal(copy)
         path.write_bytes(original)
     Artifact.open(copy, verify="full")
+
+
+def test_a_file_that_may_not_be_read_is_named(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Path.open
+
+    def refused(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.name == "tokenizer.json":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refused)  # root, who may run the tests, reads everything
+    assert refusal(copy) == f"{copy / 'tokenizer.json'}: cannot be read: Permission denied"
 
 
 @pytest.mark.parametrize("verify", ["none", "quick", "full"])

@@ -40,14 +40,12 @@ def test_the_command_shows_them_as_tables_and_as_json() -> None:
     assert data == json.loads(json.dumps(inspect_artifact(EXPORT).to_dict()))
 
 
-@pytest.mark.parametrize("ending", [".onnx", ".data", ".bin"])
+@pytest.mark.parametrize("ending", [".onnx", ".bin", ".jinja"])
 def test_verify_finds_a_changed_byte_in_any_file(ending: str, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(EXPORT, tmp_path / "npu"))
-    files = [path for path in folder.rglob(f"*{ending}") if path.is_file()]
-    if not files:
-        pytest.skip(f"no {ending}")
-    data = bytearray(files[0].read_bytes())
+    file = next(folder.rglob(f"*{ending}"))
+    data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
-    files[0].write_bytes(data)
+    file.write_bytes(data)
     result = CliRunner().invoke(main, ["inspect", str(folder), "--verify"])
-    assert result.exit_code == 2 and files[0].name in result.stderr and "SHA-256" in result.stderr
+    assert result.exit_code == 2 and file.name in result.stderr and "SHA-256" in result.stderr
